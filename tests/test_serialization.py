@@ -7,6 +7,8 @@ import json
 import math
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from hypothesis import strategies as st
 
 import afnio
 import afnio.cognitive as cog
+from afnio.testing import ScriptedClient
+from afnio.utils.agents import SentimentAnalyzer
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -240,3 +244,78 @@ def test_a_file_that_is_not_there_is_pythons_error(tmp_path):
     """With its path."""
     with pytest.raises(FileNotFoundError):
         afnio.load(tmp_path / "none.afnio")
+
+
+# Agents
+
+
+def test_an_agent_comes_back_ready_to_answer(tmp_path):
+    """In evaluation mode, with its texts, though nothing of the training is there; only the user can read the file."""
+    agent = SentimentAnalyzer()
+    agent.sentiment_task.data = "Be quick. \r\n é"
+    agent.save(tmp_path / "agent.afnio")
+    assert (tmp_path / "agent.afnio").stat().st_mode & 0o777 == 0o600
+    loaded = afnio.load_agent(tmp_path / "agent.afnio")
+    assert not loaded.training
+    client = ScriptedClient(lambda request: request.messages[0]["content"])
+    assert loaded(client, inputs={"message": "Hi"}, model="m").data == "Be quick. \r\n é"
+    assert afnio.load(tmp_path / "agent.afnio").keys() == agent.state_dict().keys()
+
+
+def test_another_process_answers_with_the_agents_module_alone(tmp_path):
+    """The class is imported there, and made with the arguments that the program gives it."""
+    (tmp_path / "mine.py").write_text(
+        "import afnio.cognitive as cog\n"
+        "class Suffixed(cog.Module):\n"
+        "    def __init__(self, client, *, times=1):\n"
+        "        super().__init__()\n"
+        "        self.client, self.times = client, times\n"
+        "        self.suffix = cog.Parameter('!', role='suffix')\n"
+        "    def forward(self, text):\n"
+        "        return text + self.suffix.data * self.times\n"
+    )
+    program = (
+        "import afnio, mine; agent = mine.Suffixed(None); agent.suffix.data = '?'; agent.save('agent.afnio')",
+        "import afnio; print(afnio.load_agent('agent.afnio', None, times=2)('What'))",
+        "import afnio; afnio.load_agent('agent.afnio')",
+    )
+    done = [
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        for code in program
+    ]
+    assert (done[0].stderr, done[1].stdout) == ("", "What??\n")
+    said = (
+        "must get what Suffixed(client, *, times=1) takes (got missing a required argument: 'client'); write"
+    )
+    assert said in done[2].stderr
+
+
+class Renamed(cog.Module):
+    def __init__(self):
+        super().__init__()
+        self.prompt = cog.Parameter("one", role="prompt")
+
+
+def test_an_agent_that_can_not_come_back_is_one_sentence(tmp_path, monkeypatch):
+    class Local(cog.Module):
+        pass
+
+    with pytest.raises(TypeError, match="must be at the top of its module, .* .got .*Local."):
+        Local().save(tmp_path / "local.afnio")
+    afnio.save({"x": 1}, tmp_path / "state.afnio")
+    with pytest.raises(
+        ValueError, match="state.afnio must have an agent .got state.; write it by agent.save"
+    ):
+        afnio.load_agent(tmp_path / "state.afnio")
+    (tmp_path / "pickle.afnio").write_bytes(pickle.dumps(Renamed))
+    with pytest.raises(ValueError, match="pickles are not opened"):
+        afnio.load_agent(tmp_path / "pickle.afnio")
+    Renamed().save(tmp_path / "agent.afnio")
+    monkeypatch.setattr(sys.modules[__name__], "Renamed", print)
+    with pytest.raises(ImportError, match="must have the agent's class Renamed"):
+        afnio.load_agent(tmp_path / "agent.afnio")
+    monkeypatch.setattr(sys.modules[__name__], "Renamed", SentimentAnalyzer)
+    with pytest.raises(RuntimeError, match="doesn't fit SentimentAnalyzer: missing: "):
+        afnio.load_agent(tmp_path / "agent.afnio")

@@ -131,7 +131,7 @@ BARRED = [
     "statistics",
     "tomllib",
     "zipfile",
-    "afnio._archive",
+    "afnio.cognitive._archive",
     "afnio.optim",
     "ray",
     "dask",

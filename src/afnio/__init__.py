@@ -45,8 +45,9 @@ if TYPE_CHECKING:
     from afnio import texts as texts
     from afnio import trainer as trainer
     from afnio import utils as utils
-    from afnio._archive import load as load
-    from afnio._archive import save as save
+    from afnio.cognitive._archive import load as load
+    from afnio.cognitive._archive import load_agent as load_agent
+    from afnio.cognitive._archive import save as save
     from afnio.runtime._executors import Workers as Workers
     from afnio.studies._evaluate import evaluate as evaluate
     from afnio.studies._evaluated import EvaluatedRow as EvaluatedRow
@@ -80,6 +81,7 @@ __all__ = [
     "is_grad_enabled",
     "journal",
     "load",
+    "load_agent",
     "load_prompts",
     "no_grad",
     "optimize",
@@ -101,7 +103,7 @@ __getattr__, __dir__ = _lazily(
     __name__,
     globals(),
     {
-        "afnio._archive": "load save",
+        "afnio.cognitive._archive": "load load_agent save",
         "afnio.studies._evaluate": "evaluate",
         "afnio.studies._evaluated": "EvaluatedRow",
         "afnio.studies._evaluation": "Comparison Evaluation",

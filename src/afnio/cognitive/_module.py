@@ -12,6 +12,7 @@ Below it are the containers, modules made of modules: `Sequential`, `ModuleList`
 
 from __future__ import annotations
 
+import os
 from collections.abc import (
     AsyncIterable,
     Callable,
@@ -324,6 +325,19 @@ class Module(Members, Training):
 
         missing, unexpected = load(self, state_dict, strict, assign, model_clients or {})
         return IncompatibleKeys(missing, unexpected)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the agent's texts and the name of its class. `afnio.load_agent(path)` makes the agent again.
+
+        The file has no code, no client and no key. It is replaced atomically, and only the user can read it.
+
+        Raises:
+            TypeError: for a class inside a function, which can't be imported, or extra state that JSON can't hold.
+            OSError: if the file can't be written.
+        """
+        from afnio.cognitive._archive import save_agent
+
+        save_agent(self, path)
 
     def _own_state(self) -> Iterator[tuple[str, Variable]]:
         members = self._members

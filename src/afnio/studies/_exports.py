@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
-from afnio._archive import replace
+from afnio.cognitive._archive import replace
 from afnio.studies._rows import check_text
 from afnio.tellurio._card import kept_card
 from afnio.tellurio._queries import StoreReader

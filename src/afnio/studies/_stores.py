@@ -27,7 +27,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import anyio
 
-from afnio._archive import replace
+from afnio.cognitive._archive import replace
 from afnio.errors import BlockingReadError
 from afnio.runtime._blocking import run_blocking, task_group
 from afnio.runtime._files import make_private_folder
@@ -132,7 +132,7 @@ def push_prompts(
             raise ValueError(
                 f"name must differ from {version.of!r}, which is the same in {source} (got {name!r})"
             )
-    if {prompt: version.text for prompt, version in earlier.items()} == dict(start):
+    if earlier and {prompt: version.text for prompt, version in earlier.items()} == dict(start):
         began = {prompt: [*earlier[prompt].began, *began[prompt]][-REMEMBERED:] for prompt in prompts}
     whole = digest(dict(prompts))
     versions = {
@@ -169,10 +169,10 @@ def load_prompts(
         ConnectionError: if the store can't be reached, refuses, or doesn't answer as one.
         BlockingReadError: if it would block an event loop.
 
-    >>> import tempfile
+    >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     push_prompts(f"folder:{folder}", "router", {"system": "Be brief."}, alias="candidate", verdict="", start={})
-    ...     load_prompts(f"folder:{folder}", "router")
+    ...     _ = pathlib.Path(folder, "system.txt").write_text("Be brief.")
+    ...     load_prompts(folder)
     {'system': 'Be brief.'}
     """
     where = os.fspath(source)

@@ -19,8 +19,8 @@ from typing import Any, Final, final
 import anyio
 import anyio.to_thread
 
-from afnio._archive import load, save
 from afnio.autodiff._variable import Variable
+from afnio.cognitive._archive import load, save
 from afnio.cognitive._template import Parameter
 from afnio.errors import FinalModelError
 from afnio.models._client import ChatClient

@@ -30,8 +30,8 @@ from typing import Any, Final, Literal, NamedTuple, Self, final
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from afnio._archive import TEMPORARY, documents_of, fields_of, foreign, packed, replace, unpacked
 from afnio.autodiff._variable import Variable
+from afnio.cognitive._archive import TEMPORARY, documents_of, fields_of, foreign, packed, replace, unpacked
 from afnio.errors import CheckpointError, LockHeldError
 from afnio.runtime._files import LockFile
 from afnio.trainer._options import Outcome

@@ -1,4 +1,4 @@
-"""Files of Afnio: a state as JSON, in a zip. `save`, `load`, and the trainer's checkpoints.
+"""Files of Afnio: a state as JSON, in a zip. `save`, `load`, agents, and the trainer's checkpoints.
 
 `torch.save` pickles, and opening a pickle runs any code that someone put into it. Prompts and optimizer states are
 texts and numbers, so JSON holds them, and opening it runs nothing:
@@ -10,16 +10,20 @@ texts and numbers, so JSON holds them, and opening it runs nothing:
 3. `replace` writes the file under a temporary name and renames it. After a crash at any point the old file or the new
    one is there, never half of one. Only the user can read it, because prompts and feedback may be private.
 
-A state is one document, "state". A checkpoint has one document for each part of a training run (`documents_of`,
-`fields_of`), with digests of the parts that nothing else would check after an edit.
+A state is one document, "state". An agent is a state with the name of its class, in "agent". A checkpoint has one
+document for each part of a training run (`documents_of`, `fields_of`), with digests of the parts that nothing else
+would check after an edit.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 import io
 import json
 import os
+import re
 import secrets
 import zipfile
 from collections.abc import Mapping
@@ -27,6 +31,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from afnio.autodiff._variable import Variable
+from afnio.cognitive._members import Members
 from afnio.cognitive._template import Parameter
 from afnio.errors import CheckpointError
 
@@ -109,6 +114,84 @@ def _foreign(name: str, error: object) -> ValueError:
     return ValueError(
         f"{name} must be an undamaged file that afnio.save wrote ({error}); pickles are not opened"
     )
+
+
+# Agents
+
+_AGENT: Final = "agent"
+_IMPORTABLE: Final = re.compile(r"\w+(\.\w+)*")
+
+
+def save_agent(agent: Any, path: str | os.PathLike[str]) -> None:
+    """Write a module's state with the name of its class."""
+    kind = type(agent)
+    if "<locals>" in kind.__qualname__:
+        raise TypeError(
+            f"the class of an agent must be at the top of its module, so that it can be imported (got "
+            f"{kind.__qualname__}); move it out of the function, or save its state_dict()"
+        )
+    state = {"format": STATE_FORMAT, "state": encoded(agent.state_dict())}
+    replace(Path(path), packed({_DOCUMENT: state, _AGENT: [kind.__module__, kind.__qualname__]}))
+
+
+def load_agent(path: str | os.PathLike[str], /, *args: Any, **kwargs: Any) -> Any:
+    """Return the agent that `Module.save` wrote, in evaluation mode, ready to call.
+
+    It imports the agent's class, makes the module as `Class(*args, **kwargs)`, and loads its texts. The optimizer, the
+    critic and the data of the training aren't needed. Importing runs the code of the class's module, so load only
+    files of which you would run the code; the file itself has none.
+
+    Args:
+        path: the file.
+        *args: arguments of the class, such as its client; files have no clients and no keys.
+        **kwargs: likewise, by name.
+
+    Raises:
+        ValueError: if the file is damaged, of a newer format, or has no agent.
+        TypeError: if the class takes other arguments.
+        ImportError: if there is no such class any more.
+        RuntimeError: if the texts aren't those of the class.
+        OSError: if the file can't be read.
+
+    >>> import tempfile
+    >>> from afnio.utils.agents import SentimentAnalyzer
+    >>> agent = SentimentAnalyzer()
+    >>> agent.sentiment_task.data = "Be quick."
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     agent.save(f"{folder}/agent.afnio")
+    ...     load_agent(f"{folder}/agent.afnio").sentiment_task.data
+    'Be quick.'
+    """
+    name, content = _content(path)
+    try:
+        documents = unpacked(content)
+    except ValueError as error:
+        raise _foreign(name, error) from error
+    match documents.get(_AGENT):
+        case [str(module), str(qualname)] if _DOCUMENT in documents and _IMPORTABLE.fullmatch(module):
+            state = _state(name, documents[_DOCUMENT])
+        case _:
+            raise ValueError(
+                f"{name} must have an agent (got {', '.join(documents)}); write it by agent.save(path)"
+            )
+    kind: Any = importlib.import_module(module)
+    for part in qualname.split("."):
+        kind = getattr(kind, part, None)
+    is_agent = isinstance(kind, type) and issubclass(kind, Members)
+    if not is_agent:
+        raise ImportError(
+            f"{module} must have the agent's class {qualname} (got {kind!r}); load it where it has"
+        )
+    try:
+        inspect.signature(kind).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"afnio.load_agent must get what {qualname}{inspect.signature(kind)} takes (got {error}); write "
+            f"afnio.load_agent({name!r}, …)"
+        ) from None
+    agent: Any = kind(*args, **kwargs)
+    agent.load_state_dict(state)
+    return agent.eval()
 
 
 # A state as JSON.
