@@ -33,7 +33,7 @@ class Command(NamedTuple):
 
 COMMANDS: Final = {
     "demo": Command(
-        "afnio.demo:main",
+        "afnio.demo.__main__:main",
         "optimize a prompt in a minute, without a key",
         "afnio demo",
         "run the tutorial's job with a simulated LM",

@@ -1,7 +1,4 @@
-"""The demo: the tutorial's job, as a Trainer and a report.
-
-`python -m afnio.demo` trains the prompt of a sentiment classifier on the FacilitySupport messages and tests the first
-and the best prompt. A simulated LM answers, offline and without a key.
+"""The tutorial's job: train the prompt of a sentiment classifier with the Trainer, then test it.
 
 The first prompt is tested. The Trainer trains, with prompts of 1,000 characters at most, and validates after each epoch
 on half of the validation messages. The epoch that did best there is its checkpoint `best`. A gate compares that prompt
@@ -19,7 +16,6 @@ import json
 import os
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -379,65 +375,3 @@ def _takes_connections(base_url: str) -> bool:
     finally:
         connection.close()
     return True
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo.
-
-    Args:
-        argv: the arguments, by default those of the process.
-
-    Returns:
-        The exit code: 0, 1 if the run failed, 2 if it wasn't started, 130 after Ctrl-C.
-
-    Raises:
-        SystemExit: with code 2 for wrong options, with code 0 after `--help`.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a model may write any character
-    options = parsed(argv)
-    try:
-        run(options)
-    except RefusedError as error:
-        return _fail(2, f"Not started: {error}.")
-    except KeyboardInterrupt:
-        return _fail(130, "Interrupted; the demo has stopped all that it started.")
-    except Exception as error:
-        text = sentence(error)
-        if text is None:  # a bug of ours: show where
-            raise
-        return _fail(1, f"The demo failed: {text}")
-    return 0
-
-
-def _fail(code: int, text: str) -> int:
-    print(text, file=sys.stderr)
-    return code
-
-
-def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m afnio.demo",
-        description="Run the tutorial's job with a simulated LM: feedback improves the prompt of a classifier.",
-    )
-    add = parser.add_argument
-    add("--epochs", type=_count, default=5, help="default: %(default)s")
-    add("--batch-size", type=_count, default=33, help="default: %(default)s")
-    add("--messages", type=_count, help="of each split (default: all)")
-    add("--seed", type=int, default=0, help="of the training order (default: %(default)s)")
-    return parser.parse_args(argv)
-
-
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 (got {text})")
-    return value
-
-
-if __name__ == "__main__":
-    sys.exit(main())
