@@ -72,6 +72,9 @@ def test_a_prompt_that_helps_is_found() -> None:
     assert found.calls <= 400
     assert found.verdict.startswith("There is headroom: the best of ")
     assert f"on {found.gain.rows} rows that it wasn't chosen on." in found.verdict
+    assert found.verdict.endswith(
+        "By `optimize`, a true gain of 15 points is seen in 64 % of runs with 60 held-out rows; 109 make it 90 %."
+    )
     assert str(found.calls) in str(found)
 
 

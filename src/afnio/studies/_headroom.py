@@ -19,14 +19,14 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Final, NamedTuple, final
 
 import anyio.to_thread
 
 from afnio import cognitive as cog
-from afnio._figures import Gain
+from afnio._figures import Gain, foreseen
 from afnio.errors import BatchError, BudgetExceeded, ModelError, first_of, reason
 from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
@@ -40,7 +40,7 @@ from afnio.runtime.events import StepEnded, subscribed
 from afnio.stats import p_value
 from afnio.studies._needs import CallCount, dearer
 from afnio.studies._result import Headroom
-from afnio.studies._rows import Row, distinct, in_words, read_rows
+from afnio.studies._rows import Row, by_input, distinct, in_words, read_rows
 from afnio.studies._scoring import Scored, Scoring, paired, takes_expected, wanted_by
 from afnio.studies._study import Study, job
 from afnio.studies._subject import Subject
@@ -205,6 +205,7 @@ class HeadroomTest(Study):
             raise ValueError(f"a headroom test needs at least {FEWEST_ROWS} rows (got {len(rows)}); add rows")
         subject.check(self.rows[0])
         self._each = 1.0
+        self._is_graded = False
         self.design(None)
 
     async def run(self) -> Headroom:
@@ -214,7 +215,11 @@ class HeadroomTest(Study):
                 set_backward_model_client(self.critic.client, completion_args=self.critic.completion_args)
             )
             stack.enter_context(self.bridge())
-            return await self.measured()
+            found = await self.measured()
+        if self._is_graded or not found.wrong:
+            return found
+        power = foreseen(len(by_input(self.rows)) // 2)
+        return replace(found, verdict=f"{found.verdict} By `optimize`, {power}.")
 
     async def measured(self) -> Headroom:
         """Do the test within the caller's bridge and critic."""
@@ -250,6 +255,7 @@ class HeadroomTest(Study):
         final = final[: self._affordable(spent)]
         if best != self.start and len(final) >= FEWEST_PAIRS:
             old, new = await self._pass("final", final, self.start, best)
+        self._is_graded = any(score not in (None, 0, 1) for score in once.scores)
         shown = [once, old] if new else [once]
         known = [score for one in shown for score in one.scores if score is not None]
         about: dict[str, Any] = {

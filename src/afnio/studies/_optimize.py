@@ -22,16 +22,15 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import Any, Final, final
 
 import anyio.to_thread
 
 from afnio import cognitive as cog
-from afnio._figures import Gain, score_of
+from afnio._figures import Gain, foreseen, score_of
 from afnio.errors import BudgetExceeded, UnknownPriceError
 from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
@@ -254,17 +253,14 @@ class Optimization(Study):
         self.notes = [*self.splits.notes]
         self.needs = Needs(subject, self.splits, self.critic, self.budget)
         self.needs.check_calls(1)
-        self.offers_tools = False
+        self.offers_tools = self.is_graded = False
         self.paid_before = 0
 
     def stop(self) -> None:
         """End the training after the current step."""
         if self.asked is None:
             self.asked = "Ctrl-C"
-            with suppress(OSError, ValueError, AttributeError):  # standard error is closed or missing
-                sys.stderr.write(
-                    "afnio: the training ends after this step, then the held-out rows follow; Ctrl-C again stops\n"
-                )
+            self.tell("the training ends after this step, then the held-out rows follow; Ctrl-C again stops")
 
     # The run
 
@@ -282,9 +278,7 @@ class Optimization(Study):
             )
         earlier = await anyio.to_thread.run_sync(Earlier.find, self.store, self.identity, self.settings)
         if earlier.result is not None:
-            sys.stderr.write(
-                f"afnio: optimize returns the result of {earlier.when}; another seed or name starts anew\n"
-            )
+            self.tell(f"optimize returns the result of {earlier.when}; another seed or name starts anew")
             return from_json(
                 earlier.result, home=self._home, make_agent=self.subject.restored, earlier=earlier.when,
                 examples=() if earlier.card is None else earlier.card.rows,
@@ -353,11 +347,16 @@ class Optimization(Study):
                 f"{size} of {len(groups)} held-out rows are used, as half of the budget pays for no more"
             )
             groups = groups[:size]
+        if not self.is_graded:
+            self.tell(f"{len(self.splits.train)} rows train; {foreseen(len(groups))}")
         headroom = await self._headroom(measured) if self.with_headroom else None
         training = TrainingRun(
             self, self.splits.train, self.needs, measured=measured, held=2 * sum(map(len, groups)),
             patience=self.patience,
         )  # fmt: skip
+        if training.weakness is not None:
+            self.tell(training.weakness)
+            self.notes.append(training.weakness)
         await training.run(run, time.monotonic() - started)
         compared: HeldScores | None = None
         try:
@@ -378,11 +377,12 @@ class Optimization(Study):
             with self.seeing(len(first)):
                 if self.offers_tools:
                     await self._count_first(first.pop(0))
-                await self.scored("first", first, self.start)
+                (scored,) = await self.scored("first", first, self.start)
         except UnknownPriceError as error:
             raise UnknownPriceError(f"{error}; or give budget=afnio.budget(max_calls=…)") from None
         except BudgetExceeded as error:
             raise ValueError(f"budget must pay for more than the first {len(first)} rows ({error})") from None
+        self.is_graded = any(score not in (None, 0, 1) for score in scored.scores)
         return await anyio.to_thread.run_sync(self.count.each, len(first))
 
     async def _count_first(self, row: Row) -> None:

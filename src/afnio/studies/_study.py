@@ -6,8 +6,9 @@ A study is a job, as a training is. It blocks where it may, and is awaited where
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from typing import Any, TypeVar, cast, final
 
@@ -58,6 +59,11 @@ class Study(Scoring):
         self.start = subject.texts
         self.count = CallCount()
         self.asked: str | None = None
+
+    def tell(self, text: str) -> None:
+        """Show a line to whoever watches the program."""
+        with suppress(OSError, ValueError, AttributeError):  # standard error is closed or missing
+            sys.stderr.write(f"afnio: {text}\n")
 
     @contextmanager
     def bridge(self) -> Iterator[None]:

@@ -48,6 +48,7 @@ class TrainingRun:
     Attributes:
         ended: why it ended.
         steps: optimizer steps.
+        weakness: a warning, if its races are on few rows; or None.
     """
 
     def __init__(
@@ -62,7 +63,13 @@ class TrainingRun:
         self._right = 0
         self._waited = 0
         self._sample = needs.sample(measured.calls)
-        wanted = SIZES._replace(chains=chains_for(self._calls, len(rows)))
+        # The chains get at least half of the rows.
+        wanted = SIZES._replace(
+            chains=chains_for(self._calls, len(rows)), race=max(1, min(SIZES.race, len(rows) // 2))
+        )
+        budget = step_budget(wanted, self._sample, self._calls)
+        race = wanted.race if budget is None else affordable(wanted, self._sample, budget, 0).race
+        self.weakness = None if race >= FEW_RACED else _weakness(len(rows), self._calls, race)
         self._optimizer = EditTGD(
             list(study.subject.parameters.values()),
             study.critic.client,
@@ -71,7 +78,7 @@ class TrainingRun:
             lr=wanted.chains,
             **{name: size for name, size in wanted._asdict().items() if name not in ("chains", "guards")},
             max_chars=MOST_CHARACTERS,
-            budget=step_budget(wanted, self._sample, self._calls),
+            budget=budget,
             quorum=ENOUGH_ROWS,
             search_seed=study.seed,
             **study.critic.completion_args,
@@ -199,6 +206,24 @@ SURE_ROWS: Final = 32
 """Rows in a row without a mistake from which on there is nothing to learn."""
 ENOUGH_ROWS: Final = 0.6
 """The share of a small step's rows that must not crash. With a tenth, one row of eight would end it."""
+
+
+FEW_RACED: Final = 12
+"""With races on fewer rows a training is warned of."""
+
+
+def _weakness(rows: int, calls: float, race: int) -> str:
+    """Return the warning of races on so few rows.
+
+    >>> _weakness(20, 500, 10)
+    'with 20 training rows, races compare texts on 10 rows, where luck decides more than prompts do; give more rows'
+    """
+    few = rows // 2 < FEW_RACED
+    what = f"{rows} training rows" if few else f"about {calls:,.0f} calls to train"
+    return (
+        f"with {what}, races compare texts on {race} rows, where luck decides more than prompts do; give more "
+        f"{'rows' if few else 'calls'}"
+    )
 
 
 SIZES: Final = Sizes(chains=3, inner=3, minibatch=8, race=24, first=8, keep=2)
