@@ -8,7 +8,7 @@ KILL_SEEDS ?= 20
 .PHONY: help demo test nightly check unit bench bench-full bench-learning clean
 
 help:
-	@echo "make demo              the tutorial's job against the bundled simulated LM (offline)"
+	@echo "make demo              the README's program against the simulated model, without a key"
 	@echo "make test              everything that CI runs"
 	@echo "make nightly           the long tests, an hour on two cores: $(KILL_SEEDS) seeds of kills, 100,000 calls over HTTP"
 	@echo "make bench             the benchmarks, small: about eight minutes; ARGS=\"calls step\" takes some"
@@ -26,11 +26,13 @@ $(VENV)/bin/python:
 
 # The marks tell which extras are installed for which state of pyproject.toml.
 $(VENV)/.base: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@echo "Installing Afnio and what it needs (OpenAI's SDK, aiohttp, anyio, pydantic, rich, the studio) into $(VENV):"
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[studio]'
 	@touch $@
 
 # uv installs the 150 packages in a fifth of pip's time; it doesn't read pip's settings, as of a mirror.
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	@echo "Installing Afnio and the tools of its tests into $(VENV); the first time this takes a minute or two"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]' || \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'

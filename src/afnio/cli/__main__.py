@@ -36,7 +36,7 @@ COMMANDS: Final = {
         "afnio.demo.__main__:main",
         "optimize a prompt in a minute, without a key",
         "afnio demo",
-        "run the tutorial's job with a simulated LM",
+        "run the README's program with a simulated model",
     ),
     "doctor": Command(
         "afnio.cli._doctor:doctor_main",

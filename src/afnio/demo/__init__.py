@@ -1,5 +1,5 @@
-"""The demo: the tutorial's job, as a Trainer and a report.
+"""The demo: a program that optimizes a prompt, against a simulated model that runs on this machine.
 
-`python -m afnio.demo` trains the prompt of a sentiment classifier on the FacilitySupport messages and tests the first
-and the best prompt. A simulated LM on this machine answers, offline and without a key.
+`python -m afnio.demo` runs `classify.py`, the program of the README, offline and without a key; with a path as its
+argument it runs that program.
 """
