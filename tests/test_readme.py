@@ -78,7 +78,7 @@ def test_the_program_with_a_key(shell: Any, tmp_path: Path) -> None:
         printed = shell(line, tmp_path, OPENAI_BASE_URL=provider.base_url)
         asked = provider.stats()["requests"]
     assert printed.startswith(PRINTED.splitlines()[0])
-    assert f"spent     {asked} calls" in PRINTED
+    assert f"spent     {asked} calls" in printed
 
 
 @needs_data

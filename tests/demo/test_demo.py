@@ -50,9 +50,9 @@ def test_it_ends_as_a_person_would_tell_it(place: dict[str, Any]) -> None:
     own, _, end = done.stdout.partition(" with a simulated model ")
     assert "The model is SIMULATED" in own
     shown = [
-        r"First prompt \(system\), 41.7 % \(25 of 60 right; .*\):\n  Say the sentiment: positive, neutral or neg",
-        r"New prompt \(system\), (?:7|8)\d\.\d % \(.* of 60 right; .*\):\n  Say the sentiment: .*\n(?:  .*\n)+",
-        r"\nBetter: \+\d\d\.\d points \(95 %: .*\) on 60 test rows\.\nThe model was simulated",
+        r"First prompt \(system\), 39.0 % \(39 of 100 right; .*\):\n  Say the sentiment: positive, neutral or neg",
+        r"New prompt \(system\), (?:7|8)\d\.\d % \(.* of 100 right; .*\):\n  Say the sentiment: .*\n(?:  .*\n)+",
+        r"\nBetter: \+\d\d\.\d points \(95 %: .*\) on 100 held-out rows\.\nThe model was simulated",
         r"browser.*:\n  .*afnio studio\n",
         r"real model:\n  OPENAI_API_KEY=… .*python.* .*classify\.py\n$",
     ]

@@ -123,7 +123,7 @@ def _tell(result: Result, program: Path) -> None:
                 wrapped = fill(line, console.width, initial_indent="  ", subsequent_indent="    ")
                 console.print(Text(wrapped, "green" if title == "New" else ""))
     console.print(Text(f"\n{result.verdict}", "bold"))
-    console.print("The model was simulated: a real one learns other words, and gains more or less. Next:\n")
+    console.print("The model was simulated: a real one learns other words, and gains more or less.\n")
     python = Path(sys.executable)
     console.print("See this run in a browser, with its steps, rows and prompts:")
     console.print(Text(f"  {_shown(python.with_name('afnio'))} studio", "cyan"), soft_wrap=True)
