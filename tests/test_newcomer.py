@@ -64,7 +64,7 @@ def script(blocks: list[tuple[str, str]]) -> str:
 )
 @pytest.mark.parametrize("installs", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_path(tmp_path: Path, installs: bool) -> None:
-    """Every step works as written: install, demo, data, endpoint, optimizer, a look at the runs."""
+    """Every step works as written: install, data, endpoint, optimizer, a look at the runs."""
     text = PAGE.replace("8000", str(free_port()))  # somebody else may have it
     bin = tmp_path / ".venv" / "bin"
     if not installs:

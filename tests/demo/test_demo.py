@@ -65,6 +65,7 @@ def test_it_ends_as_a_person_would_tell_it(place: dict[str, Any]) -> None:
 
 
 @needs_data
+@pytest.mark.nightly
 def test_the_same_again_gives_the_same_result(place: dict[str, Any]) -> None:
     """Another process, another port: a run of its own, with the same figures and texts."""
     ends = [demo(place).stdout.partition(" with a simulated model ")[2] for _ in range(2)]
