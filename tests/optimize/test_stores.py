@@ -25,16 +25,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kit.environments import interpreter
+from kit.results import RESULT
 
 import afnio
 from afnio.errors import BlockingReadError
 
 TEXTS = {"system": "a\r\n\t{x} {{y}} é end  \n", "Train": "x " * 2_000, "look_up__no": "Number."}
-RESULT = afnio.Result(
-    verdict="Better: +40.0 points.", prompts=TEXTS, start={"system": "s", "Train": "t", "look_up__no": "n"},
-    before=None, after=None, gain=None, on="", failed=0, stopped="", steps=1, calls=1, tokens=1, cost=None,
-    minutes=0.0, run="r",
-)  # fmt: skip
+RESULT = replace(RESULT, prompts=TEXTS, start={"system": "s", "Train": "t", "look_up__no": "n"})
 
 
 class Recorded:
