@@ -44,6 +44,12 @@ COMMANDS: Final = {
         "afnio doctor --json",
         "check the environment, endpoint, latency and limits",
     ),
+    "evaluate": Command(
+        "afnio.cli._evaluate:evaluate_main",
+        "score an agent on a file of rows",
+        "afnio evaluate agent.py:route rows.csv --metric exact",
+        "score the function route, row by row",
+    ),
     "gateway": Command(
         "afnio.cli._other:gateway_main",
         "admit the calls of many processes under one quota",

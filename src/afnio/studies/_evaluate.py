@@ -33,7 +33,7 @@ from afnio.runtime._callables import tolerate
 from afnio.runtime._kernel import Scope, active_scope, current_scope
 from afnio.runtime._limits import Limits
 from afnio.runtime._spending import cost
-from afnio.runtime._tracebacks import folding
+from afnio.runtime._tracebacks import Failure, folding
 from afnio.runtime._waiting import wait_async
 from afnio.runtime.events import CallEnded, CallReplayed, Usage, subscribed
 from afnio.studies._earlier import trained_on
@@ -269,9 +269,7 @@ class Evaluating(Scoring):
         with shown("test", self.subject.title, len(places)):
             errors = await self._pass(first)
             if all(self._done[place][1] is None for place in first):
-                if errors:
-                    check_crashes(errors, len(first))
-                    raise errors[0]
+                check_crashes(errors, len(first))
                 raise ValueError(
                     f"the agent must return a text or another value (got None for all of the first {len(first)} "
                     "rows); return what the metric is to score"
@@ -296,7 +294,11 @@ class Evaluating(Scoring):
             async with task_group() as tasks:
                 for place in places:
                     tasks.start_soon(launch, place)
-            await wait_async([slot for one, _ in launched.values() for slot in one.score.sample_slots])
+            slots = [slot for one, _ in launched.values() for slot in one.score.sample_slots]
+            await wait_async(slots)
+            for slot in slots:  # all of them: one that must be raised hides the others
+                if isinstance(slot.outcome, Failure):
+                    slot.outcome.mark_read()
             errors: list[BaseException] = []
             for place in places:
                 evaluation, scorer = launched[place]
