@@ -567,7 +567,7 @@ async def test_a_full_disk_at_the_plan(path: Path, monkeypatch: pytest.MonkeyPat
                 with afnio.batch_api(linger=0.1, least=1):
                     await ask(found.base_url, words(3))
         assert (counts(found), found.stats()["batches"]["asked"]) == ((0, 0, 0), {})
-    assert "No space left on device" in str(caught.value)
+    assert "No space left on device" in repr(caught.value)
 
 
 # Interrupts
