@@ -13,8 +13,7 @@ from afnio.models._backward_model import get_backward_model_client, set_backward
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._messages import ChatRequest, ChatResponse, ToolCall
 from afnio.models._prices import price_of
-from afnio.models._rehearsal import rehearsing
-from afnio.models._trace import Trace, tracing
+from afnio.models._trace import Trace, rehearsing, tracing
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import RateLimits
 from afnio.runtime._settings import on_open

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, final
 from afnio.errors import AfnioError
 from afnio.models._messages import ChatRequest, ChatResponse, Message, ToolCall
 from afnio.models._prices import governed_prices
-from afnio.models._rehearsal import rehearsal
-from afnio.models._trace import CHAT_PATH, current_trace, in_attempt
+from afnio.models._trace import CHAT_PATH, current_trace, in_attempt, rehearsal
 from afnio.runtime._batch_api import Batched, ParcelPlan, goes_live, wanted_parcel
 from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, attempt_deadline, perform
 from afnio.runtime._kernel import Job, Launch, Slot, current_job

@@ -56,10 +56,9 @@ from afnio.models._raw import (
     parsed_events,
     split_events,
 )
-from afnio.models._rehearsal import rehearsal
 from afnio.models._replies import read_limits, status_error
 from afnio.models._streams import BrokenReplyError, Head, Pipe, Received
-from afnio.models._trace import TracedCall, current_trace, in_attempt
+from afnio.models._trace import TracedCall, current_trace, in_attempt, rehearsal
 from afnio.models._transport import MAX_REPLY, AiohttpTransport, Silence
 from afnio.runtime._batch_api import Batched, goes_live, wanted_parcel
 from afnio.runtime._budget import current_budgets

@@ -29,7 +29,7 @@ from typing import Any, final
 from afnio.autodiff._variable import Variable
 from afnio.models._client import ChatClient
 from afnio.models._messages import check_completion_args
-from afnio.models._rehearsal import rehearsal, rehearsing
+from afnio.models._trace import rehearsal, rehearsing
 from afnio.optim._blocks import Draft
 from afnio.optim._checks import WORDS
 from afnio.optim._edit_state import SearchState

@@ -26,7 +26,7 @@ from typing import Any, Final, Self, final
 from afnio.autodiff._graph import enable_grad
 from afnio.autodiff._variable import Variable, bind
 from afnio.errors import AfnioError, BatchError, ReplyError
-from afnio.models._rehearsal import rehearsal, rehearsing
+from afnio.models._trace import rehearsal, rehearsing
 from afnio.optim._holdout import Evaluate, Holdout, called, sample_scores, scores_of
 from afnio.optim._optimizer import Candidate, Change, Decision, Optimizer, StepLane, launch_step, side_by_side
 from afnio.runtime._budget import current_budgets

@@ -20,7 +20,7 @@ from typing import Any, Final, final
 
 from afnio.autodiff._variable import Variable
 from afnio.cognitive._module import Module
-from afnio.models._rehearsal import Rehearsed
+from afnio.models._trace import Rehearsed
 from afnio.studies._rows import digest
 
 MOST: Final = 100_000

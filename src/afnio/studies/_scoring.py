@@ -33,8 +33,7 @@ from afnio.errors import (
     hint,
     reason,
 )
-from afnio.models._rehearsal import Rehearsed, rehearsing
-from afnio.models._trace import tracing
+from afnio.models._trace import Rehearsed, rehearsing, tracing
 from afnio.runtime._blocking import task_group
 from afnio.runtime._callables import call_in_node, may_fail, tolerate
 from afnio.runtime._kernel import Job, Outcomes

@@ -28,7 +28,7 @@ from afnio.autodiff._graph import no_grad
 from afnio.cognitive._members import mode
 from afnio.cognitive._module import Module
 from afnio.models._prices import price_of
-from afnio.models._rehearsal import Rehearsed, rehearsing, stage
+from afnio.models._trace import Rehearsed, rehearsing, stage
 from afnio.optim._optimizer import Optimizer
 from afnio.runtime._callables import tolerate
 from afnio.runtime._limits import Account, given_limits

@@ -35,7 +35,7 @@ from afnio.cognitive._module import Module
 from afnio.errors import CheckpointError
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._prices import price_of
-from afnio.models._rehearsal import CHARACTERS_PER_TOKEN
+from afnio.models._trace import CHARACTERS_PER_TOKEN
 from afnio.optim._optimizer import Optimizer
 from afnio.runtime._blocking import alone, run_blocking, task_group
 from afnio.runtime._limits import Limits, given_limits
