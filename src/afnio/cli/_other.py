@@ -266,19 +266,19 @@ def login_main(argv: Sequence[str]) -> int:
 
 
 def _keep(base_url: str | None) -> int:
-    from afnio.models import _keyring
+    from afnio.models._accounts import forget_key, keep_key
     from afnio.models.openai import AsyncOpenAI, endpoint_url
     from afnio.runtime._callables import run
 
     url = endpoint_url(base_url)
-    _keyring.forget(url)  # fails without a keyring, before the user has typed a key
+    forget_key(url)  # fails without a keyring, before the user has typed a key
     key = getpass.getpass(f"API key for {url}: ") if sys.stdin.isatty() else sys.stdin.readline()
     key = key.strip()
     if not key:
         sys.stderr.write("afnio: no key was given; nothing was saved\n")
         return 1
     models = run(AsyncOpenAI(api_key=key, base_url=url).list_models())
-    _keyring.keep(url, key)
+    keep_key(url, key)
     sys.stdout.write(
         f"{url} accepts the key ({len(models)} models); it is saved in {getpass.getuser()}'s keyring\n"
     )
@@ -288,11 +288,11 @@ def _keep(base_url: str | None) -> int:
 
 
 def _remove(base_url: str | None) -> int:
-    from afnio.models import _keyring
+    from afnio.models._accounts import forget_key
     from afnio.models.openai import endpoint_url
 
     url = endpoint_url(base_url)
-    gone = _keyring.forget(url)
+    gone = forget_key(url)
     sys.stdout.write(f"the key for {url} was removed\n" if gone else f"there was no key for {url}\n")
     return 0
 

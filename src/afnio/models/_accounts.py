@@ -4,6 +4,9 @@ There are two digests. An *account* is a base URL and credentials, whichever hea
 hold for all clients with that key. A *caller* is everything in the headers that may tell two tenants apart: keys, and
 also cookies, subscriptions, or a header such as `x-tenant`. A reply goes to nobody else. Nobody can list the headers
 that identify a tenant, so all of them count, except those that are known to be harmless.
+
+Keys of endpoints can be kept in the operating system's keyring (`afnio[keyring]`), where `afnio login` stores them. A
+key that is passed to a client or in the environment has precedence.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
+from afnio.errors import KeyStoreError
 from afnio.models._masking import names_secret, secrets_in_url
 from afnio.runtime._limits import Account
 
@@ -158,3 +162,57 @@ def basic_credentials(url: str) -> str:
         return ""
     user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return base64.b64encode(user.encode()).decode()
+
+
+# The keyring
+
+
+SERVICE: Final = "afnio"
+"""The service name of all keys in the keyring. The user name is the endpoint's base URL."""
+
+
+def keep_key(url: str, key: str) -> None:
+    """Store the key of the endpoint at `url`.
+
+    Raises:
+        KeyStoreError: if there is no keyring, or it refuses.
+    """
+    _ask("set_password", url, key)
+
+
+def forget_key(url: str) -> bool:
+    """Delete the key of the endpoint at `url`. Returns False if there was none."""
+    if _ask("get_password", url) is None:
+        return False
+    _ask("delete_password", url)
+    return True
+
+
+def find_key(url: str) -> str | None:
+    """Return the key of the endpoint at `url`, or None if there is no key or no keyring."""
+    try:
+        found: str | None = _ask("get_password", url)
+    except KeyStoreError:
+        return None
+    return found
+
+
+def _ask(what: str, *args: str) -> Any:
+    try:
+        import keyring
+        from keyring.errors import NoKeyringError
+    except ImportError as error:
+        raise KeyStoreError(
+            "the keyring package is not installed; run pip install 'afnio[keyring]'"
+        ) from error
+    try:
+        return getattr(keyring, what)(SERVICE, *args)
+    except NoKeyringError as error:
+        raise KeyStoreError(
+            "this machine has no keyring (containers and servers rarely do); set OPENAI_API_KEY in the environment "
+            "instead"
+        ) from error
+    except Exception as error:  # each backend raises its own; leave out its text, which we don't control
+        raise KeyStoreError(
+            f"the keyring refused ({type(error).__name__}); unlock it, or set OPENAI_API_KEY"
+        ) from None

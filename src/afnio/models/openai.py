@@ -27,8 +27,7 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 from zlib import crc32
 
 from afnio.errors import FinalModelError, ModelError, TierUnavailableError, TransientModelError
-from afnio.models import _keyring
-from afnio.models._accounts import account_of, basic_credentials, is_credential, is_harmless
+from afnio.models._accounts import account_of, basic_credentials, find_key, is_credential, is_harmless
 from afnio.models._apis import CHAT
 from afnio.models._batch_apis import OpenAIBatches
 from afnio.models._client import ChatClient
@@ -383,7 +382,7 @@ class AsyncOpenAI(ChatClient):
             and self._sdk_name == "AsyncOpenAI"
             and not os.environ.get("OPENAI_API_KEY")
         ):
-            kept = _keyring.find(endpoint_url(given.get("base_url")))
+            kept = find_key(endpoint_url(given.get("base_url")))
             given |= {} if kept is None else {"api_key": kept}
         try:
             return getattr(openai, self._sdk_name)(**given, max_retries=0)
@@ -571,7 +570,7 @@ def key_source(base_url: str | None) -> str:
     """Return a name for the place where a client without `api_key` finds its key."""
     if os.environ.get("OPENAI_API_KEY"):
         return "OPENAI_API_KEY"
-    return "the keyring" if _keyring.find(endpoint_url(base_url)) is not None else "nowhere"
+    return "the keyring" if find_key(endpoint_url(base_url)) is not None else "nowhere"
 
 
 def _variant(sdk: Any, headers: Mapping[str, Any]) -> str:
