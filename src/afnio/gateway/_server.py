@@ -26,7 +26,7 @@ another: neither a repeated request's, nor a record's, nor that of an equal requ
 **The end.** The first signal stops the listening. What is on the wire ends, is recorded and delivered; what still
 waits, or fails from then on, is refused with a 503 that clients may try again.
 
-`_requests.py` decides what is sent on and whose limits hold, `_metrics.py` counts.
+`_requests.py` decides what is sent on and whose limits hold, and counts.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 from afnio.errors import GatewayError, TransientModelError
-from afnio.gateway._metrics import Metrics
-from afnio.gateway._requests import Keys, Requests, path_of, refuse
+from afnio.gateway._requests import Keys, Metrics, Requests, path_of, refuse
 from afnio.models._bridging import KeptCall, Memory
 from afnio.models._exchange import CallOrigin, Exchange
 from afnio.models._raw import NO_RETRY, RawReply, RawRequest
