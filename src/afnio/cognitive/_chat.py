@@ -24,8 +24,7 @@ from afnio.autodiff._function import Arguments, Context, Function, LaneFeedback,
 from afnio.autodiff._graph import Feedback
 from afnio.autodiff._ops import stack
 from afnio.autodiff._variable import Variable
-from afnio.cognitive._json_replies import ask
-from afnio.cognitive._prompts import Prompted, critic_messages, critic_schema, trace_messages, wording
+from afnio.cognitive._prompts import Prompted, ask, critic_messages, critic_schema, trace_messages, wording
 from afnio.cognitive._reduction import reduce_feedback
 from afnio.cognitive._template import as_text, check_messages, rendered
 from afnio.cognitive._transcript import Transcript, shortened

@@ -36,8 +36,7 @@ from afnio.autodiff._function import (
 from afnio.autodiff._graph import Feedback
 from afnio.autodiff._variable import Variable, checked, plain
 from afnio.cognitive._chat import check_texts, criticize
-from afnio.cognitive._json_replies import ask
-from afnio.cognitive._prompts import JUDGE_SCHEMA, block, deterministic_feedback, wording
+from afnio.cognitive._prompts import JUDGE_SCHEMA, ask, block, deterministic_feedback, wording
 from afnio.cognitive._template import as_text, rendered
 from afnio.errors import ScoreError
 from afnio.models._backward_model import get_backward_model_client

@@ -25,8 +25,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, final
 
-from afnio.cognitive._json_replies import ask
-from afnio.cognitive._prompts import reduce_messages, reduce_schema, wording
+from afnio.cognitive._prompts import ask, reduce_messages, reduce_schema, wording
 from afnio.errors import BatchError, ModelError, ReplyError, reason
 from afnio.models._client import ChatModel
 from afnio.runtime._callables import call_in_node, quorum_holds

@@ -19,8 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 from afnio.autodiff._variable import Variable, gradient
-from afnio.cognitive._json_replies import complete_json, json_object
-from afnio.cognitive._prompts import block, escape, unescape
+from afnio.cognitive._prompts import block, complete_json, escape, json_object, unescape
 from afnio.models._client import ChatModel
 from afnio.models._messages import ChatResponse, Message
 from afnio.optim._blocks import Draft, Edit, Union, consistent, fitted

@@ -23,8 +23,7 @@ from functools import partial
 from typing import Any, Final, final
 
 from afnio.autodiff._variable import Variable, gradient
-from afnio.cognitive._json_replies import complete_json, json_object, unfenced
-from afnio.cognitive._prompts import unescape
+from afnio.cognitive._prompts import complete_json, json_object, unescape, unfenced
 from afnio.cognitive._reduction import BUDGET, QUORUM, Reduction, reduce_feedback
 from afnio.cognitive._template import check_inputs, check_messages, fill, rendered
 from afnio.errors import ReplyError
