@@ -17,7 +17,7 @@ import afnio
 import afnio.cognitive as cog
 from afnio import tellurio as te
 from afnio.errors import BatchError
-from afnio.optim import TGD, EditTGD
+from afnio.optim import TGD, EditTGD, Gate
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.testing import ScriptedClient
 from afnio.trainer import Trainer
@@ -75,6 +75,27 @@ def train(home: Path, name: str = "best-second") -> Trainer:
         trainer.fit(agent, wrong, items)
         trainer.test(agent, items)
     return trainer
+
+
+def gated(home: Path, name: str) -> str:
+    """A step, a gate that keeps its result, and a test before and after. Returns the gate's verdict."""
+    agent = Levels()
+    held = [(f"m{number}", "yes") for number in range(12)]
+    tests = DataLoader([("m1", "yes"), ("m2", "yes")], batch_size=2)
+    trainer = Trainer(
+        max_epochs=1, enable_progress_bar=False, enable_checkpointing=False, default_root_dir=home
+    )
+    with (
+        te.init("me", "gated", name=name, dir=home, resume=False),
+        afnio.set_backward_model_client(agent.client, completion_args={"model": "m"}),
+    ):
+        trainer.test(agent, tests)
+        gate = Gate(lambda batch: agent.training_step(batch, 0), held)
+        gate.start(agent.parameters())
+        trainer.fit(agent, DataLoader([("m9", "yes")], batch_size=1))
+        verdict = gate.judge().wait()
+        trainer.test(agent, tests)
+    return str(verdict)
 
 
 class Samples(Dataset[str]):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from studio.browser import Browser
-from studio.real_runs import give_up, search, train
+from studio.real_runs import gated, give_up, search, train
 from studio.visitor import Studio, started
 
 from afnio.cli import main
@@ -200,3 +200,40 @@ def test_samples_of_an_evaluation_are_asked_for_together(recorded: Recorded) -> 
     assert found.count('class="row-link"') == 4
     assert set(re.findall(r"test[^<\"]*/batch \d", found)) == {"test/batch 1", "test/batch 2"}
     assert recorded.studio.page(f"{address}/calls?phase=test").text.count('class="row-link"') == 4
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, Studio]]:
+    """Two runs of one program with a gate, the gate's verdict, and a studio of them."""
+    home = tmp_path_factory.mktemp("twice")
+    (verdict,) = {gated(home, name) for name in ("first", "second")}
+    with started(home) as studio:
+        yield home, verdict, studio
+
+
+def test_a_gate_tells_what_it_chose(twice: tuple[Path, str, Studio]) -> None:
+    """The result is the best candidate, not the start; the gate's page has both beside each other."""
+    _, verdict, studio = twice
+    run = studio.run("first")
+    lineage = words(studio.page(f"{run}/lineage").text)
+    assert re.findall(r"(\d) (?:–|\d) 2 0\.\d+(?: best)? 12 ", lineage) == ["0", "1"]
+    assert "1 0 2 0.167 best 12 accepted: the result is kept" in lineage
+    page = words(studio.page(f"{run}/steps/2").text)
+    assert f"Accepted: {verdict}." in page
+    assert "1 won 0 lost 11 unchanged of 12 held-out samples" in page
+    assert "proposed nothing" not in page
+    assert "kept candidate" not in page
+    overview = words(studio.page(run).text)
+    assert f"gate {verdict}" in overview
+    assert re.search(r"held/start 12 0\.083 .* held/result 12 0\.167 ", overview)
+
+
+def test_equal_runs_with_a_gate_are_equal(
+    twice: tuple[Path, str, Studio], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No run's start is paired with the other's result, in any phase and in the last evaluations."""
+    home, _, _ = twice
+    found = json.loads(said(capsys, home, "runs", "compare", "first", "second", "--json"))
+    kinds = {one["kind"]: one["paired"] for one in found["phases"]}
+    assert {"held/start", "held/result"} < set(kinds)
+    assert {(one["won"], one["lost"]) for one in (*kinds.values(), found["last"])} == {(0, 0)}

@@ -19,6 +19,8 @@ from typing import Final
 from afnio.stats import Paired, paired_interval
 from afnio.tellurio._schema import evaluation_of
 
+START: Final = "held/start"
+"""The end of the name of a phase in which a gate scores the prompts that a training began with."""
 MOST_SAME: Final = 12
 """The most phases that are compared because they have the same name."""
 
@@ -96,7 +98,8 @@ class Scores:
 
     Attributes:
         phases: the scores by phase, in the order in which the phases began. The batches of an evaluation are one phase.
-        last: the last score of each sample, in any phase.
+        last: the last score of each sample, in any phase but that of the prompts that a gate compares others with:
+            both are scored side by side.
     """
 
     def __init__(self, rows: Iterable[tuple[str, str, float]]) -> None:
@@ -111,7 +114,9 @@ class Scores:
             scores, seen = known[phase]
             sample = key, seen[key]
             seen[key] += 1
-            scores[sample] = self.last[sample] = score
+            scores[sample] = score
+            if not evaluation_of(phase).endswith(START):
+                self.last[sample] = score
 
     def kinds(self) -> dict[str, str]:
         """The phase of each kind that began last."""

@@ -192,11 +192,17 @@ INPUTS: Final = (
 )
 """The column of a sample's inputs, which are kept once for all evaluations of the sample."""
 
-# The id and the outcome of an evaluation in one number: the index on keys answers for all evaluations of a sample.
-HISTORIES: Final = """
-WITH seen AS (
-    SELECT key, min(id * 2 + success) AS first, max(id * 2 + success) AS last, count(*) AS times, sum(success) AS hits
-    FROM samples WHERE run_id = ? AND key IS NOT NULL AND {phase} GROUP BY key)"""
+# The order and the outcome of an evaluation in one number, which the index on keys has for all evaluations of a sample.
+# A gate scores the start and the result side by side: the result comes last, whichever was written first.
+RESULT_LAST: Final = 2**40
+HISTORIES: Final = f"""
+WITH placed AS (
+    SELECT key, (id + {RESULT_LAST} * (phase GLOB '*held/result*')) * 2 + success AS place, success
+    FROM samples WHERE run_id = ? AND key IS NOT NULL AND {{phase}}),
+seen AS (
+    SELECT key, min(place) AS first, max(place) AS last, count(*) AS times, sum(success) AS hits
+    FROM placed GROUP BY key)"""
+LAST_ID: Final = f"last / 2 % {RESULT_LAST}"
 FATES: Final = {
     "wrong": "last % 2 = 0",
     "gained": "first % 2 = 0 AND last % 2 = 1",
@@ -550,31 +556,31 @@ class StoreReader:
             fate: only samples that did so; one of `FATES`.
             phase: count only evaluations in this phase.
             words: each must be in the inputs, the prediction, the target or the explanation.
-            before: only samples whose last evaluation has an id below this one.
+            before: only samples whose place in this order is below this one.
             past: outcomes of earlier evaluations that are read for each.
         """
         seen, values = self._seen(phase)
         given = [("1", []) if fate is None else (FATES[fate], []), _is("last", before and 2 * before, "<")]
         given += _with_words(words, "prediction", "target", "explanation", "text")
-        found = [one for one in given if one is not None]
+        conditions = [one for one in given if one is not None]
         texts = (
-            "JOIN samples s ON s.id = last / 2 LEFT JOIN inputs i ON i.run_id = s.run_id AND i.key = s.key"
+            f"JOIN samples s ON s.id = {LAST_ID} LEFT JOIN inputs i ON i.run_id = s.run_id AND i.key = s.key"
         )
         columns = ", ".join(
             INPUTS if name == "inputs" else f"samples.{name}" for name in columns_of(SampleRecord)
         )
         rows = self._all(
             f"{seen}, page AS (SELECT last, first, times, hits FROM seen {texts if words else ''} "
-            f"WHERE {' AND '.join(sql for sql, _ in found)} ORDER BY last DESC LIMIT ?) "
-            f"SELECT {columns}, times, hits, first % 2 FROM page JOIN samples ON samples.id = last / 2 "
+            f"WHERE {' AND '.join(sql for sql, _ in conditions)} ORDER BY last DESC LIMIT ?) "
+            f"SELECT {columns}, times, hits, last / 2 FROM page JOIN samples ON samples.id = {LAST_ID} "
             "ORDER BY last DESC",
-            run_id, *values, *[value for _, parts in found for value in parts], limit,
+            run_id, *values, *[value for _, parts in conditions for value in parts], limit,
         )  # fmt: skip
-        lasts = [_sample(row[:-3]) for row in rows]
-        return [
-            SampleHistory(last, row[-3], row[-2], bool(row[-1]), self._past(run_id, last.key, phase, past))
-            for last, row in zip(lasts, rows, strict=True)
-        ]
+        found = []
+        for row in rows:
+            last, (times, hits, place) = _sample(row[:-3]), row[-3:]
+            found.append(SampleHistory(last, times, hits, self._past(run_id, last.key, phase, past), place))
+        return found
 
     def _seen(self, phase: str | None) -> tuple[str, list[Any]]:
         condition, values = _in_phase(phase) or ("1", [])
@@ -586,8 +592,8 @@ class StoreReader:
         if not most:
             return ()
         condition, values = _in_phase(phase) or ("1", [])
-        where = f"WHERE run_id = ? AND key = ? AND {condition} ORDER BY id DESC LIMIT ?"
-        # Left to itself SQLite walks all samples from the end, as it needn't sort these.
+        order = f"id + {RESULT_LAST} * (phase GLOB '*held/result*')"
+        where = f"WHERE run_id = ? AND key = ? AND {condition} ORDER BY {order} DESC LIMIT ?"
         rows = self._all(
             f"SELECT phase, success, score FROM samples INDEXED BY samples_by_key {where}",
             run_id,
@@ -609,7 +615,7 @@ class StoreReader:
         seen, values = self._seen(phase)
         rows = self._all(
             f"{seen} SELECT substr(target, 1, 40), substr(prediction, 1, 40), count(*) FROM seen "
-            "JOIN samples ON samples.id = last / 2 WHERE target IS NOT NULL AND prediction IS NOT NULL "
+            f"JOIN samples ON samples.id = {LAST_ID} WHERE target IS NOT NULL AND prediction IS NOT NULL "
             f"GROUP BY 1, 2 ORDER BY 1, 2 LIMIT {LABELS * LABELS + 1}",
             run_id, *values,
         )  # fmt: skip

@@ -241,15 +241,15 @@ class SampleHistory(NamedTuple):
 
     Attributes:
         times: how often it was evaluated, and `right` how often it was right.
-        was_right: whether it was right the first time.
         past: the outcomes of its last evaluations in order, each with its phase and score.
+        place: by which a list goes on.
     """
 
     last: SampleRecord
     times: int
     right: int
-    was_right: bool
     past: tuple[tuple[str, bool, float | None], ...]
+    place: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -294,7 +294,7 @@ TABLES: Final = (
     "CREATE INDEX samples_by_node ON samples (run_id, node, lane)",
     "CREATE INDEX samples_by_phase ON samples (run_id, phase, key)",
     "CREATE INDEX samples_by_run ON samples (run_id)",
-    "CREATE INDEX samples_by_key ON samples (run_id, key, success)",
+    "CREATE INDEX samples_by_key ON samples (run_id, key, phase, success)",
     f"""CREATE TABLE inputs (
         id INTEGER PRIMARY KEY, {_RUN},
         key TEXT NOT NULL, text TEXT NOT NULL

@@ -46,7 +46,7 @@ def samples_page(reader: StoreReader, run: RunRecord, asked: dict[str, str]) -> 
     return {
         "run": run,
         "samples": found[:PER_PAGE],
-        "next": found[PER_PAGE - 1].last.id if len(found) > PER_PAGE else None,
+        "next": found[PER_PAGE - 1].place if len(found) > PER_PAGE else None,
         "counts": counts,
         "choices": [(name, title, counts.get(name or "all")) for name, title in SHOWN.items()],
         "confusion": confusion_table(reader.confusion(run.id, phase)) if is_few else None,
@@ -87,7 +87,7 @@ def histories(
     found = reader.samples(
         run.id, before=_before(asked), limit=limit, newest=True, phase=phase, success=success, words=words
     )
-    return [SampleHistory(one, 1, int(one.success), one.success, ()) for one in found]
+    return [SampleHistory(one, 1, int(one.success), (), one.id) for one in found]
 
 
 class Confusion(NamedTuple):
@@ -134,7 +134,7 @@ def samples_table(reader: StoreReader, run: RunRecord, asked: dict[str, str]) ->
             score = last.note if last.score is None else last.score
             texts = last.inputs, last.target, last.prediction
             yield _line((last.id, last.phase, *texts, score, last.explanation, one.times, one.right))
-        before = {"before": str(found[-1].last.id)}
+        before = {"before": str(found[-1].place)}
 
 
 def _line(values: Sequence[Any]) -> str:

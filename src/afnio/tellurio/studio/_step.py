@@ -214,12 +214,22 @@ def _choice(found: Choice | None) -> dict[str, Any] | None:
         "before": found.before.number,
         "after": found.after.number,
         "kept": found.before.texts == found.after.texts,
+        "verdict": sentence_of(found.after.verdict),
         "pairs": len(pairs),
         "won_count": won,
         "lost_count": lost,
         "same_count": len(pairs) - won - lost,
         "means": tuple(fmean(scores) for scores in zip(*pairs, strict=True)) if pairs else (None, None),
     }
+
+
+def sentence_of(verdict: str) -> str:
+    """Return a candidate's verdict as a sentence.
+
+    >>> sentence_of("accepted: 21 on 24 samples")
+    'Accepted: 21 on 24 samples.'
+    """
+    return f"{verdict[:1].upper()}{verdict[1:]}."
 
 
 # A race: the candidates of a step on the same samples.
