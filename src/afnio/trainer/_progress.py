@@ -103,7 +103,7 @@ class Progress:
         """Show a step of a job without epochs, and the score that it reached."""
         if self._screen is None:
             return
-        scored = {} if score is None else {"loss": score}
+        scored = {} if score is None else {"score": score}
         with self._lock:
             self._take(
                 LoopState(

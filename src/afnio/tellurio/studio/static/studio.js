@@ -113,7 +113,7 @@
 
   // What scrolls has to be reachable by keyboard.
   function reachable() {
-    for (const box of document.querySelectorAll(".scroll, .tabs, .lines, .prompts .diff")) {
+    for (const box of document.querySelectorAll(".scroll, .tabs, .lines, .input, .prompts .diff")) {
       if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight + 1) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
     }
