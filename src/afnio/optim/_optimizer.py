@@ -435,6 +435,11 @@ class Candidate:
     name: str = ""
     samples: tuple[int, ...] = ()
 
+    @property
+    def vetoed(self) -> bool:
+        """True if a guard refused it."""
+        return self.verdict.startswith("vetoed")
+
 
 # Steps that decide for all parameters together.
 

@@ -15,11 +15,13 @@ from typing import Any, Final, final
 
 from afnio.models._client import ChatModel
 from afnio.models._prices import price_of
+from afnio.optim._guards import DRAWS
 from afnio.optim._sizes import SampleCost, Sizes
 from afnio.runtime._budget import Budget
 from afnio.runtime._spending import Amount, cost
 from afnio.runtime.events import CallEnded, CallReplayed, Usage
 from afnio.studies._rows import HELD, Splits, by_input
+from afnio.studies._rules import MOST_CHARACTERS
 from afnio.studies._subject import Subject
 
 FIRST: Final = 8
@@ -110,7 +112,10 @@ class Needs:
         self._dearer = {"calls": 1.0, "tokens": 1.0, "dollars": 1.0}
         self._calls = 1.0  # of a row
         self._inputs = len(by_input(splits.held))
-        self._rows = len(splits.held) / self._inputs  # of an input
+        self._rows = len(splits.held) / max(1, self._inputs)  # of an input
+        guards = len(subject.rules.guards)
+        self._firm = DRAWS * guards
+        self._smallest = SMALLEST._replace(guards=guards)
 
     @property
     def calls(self) -> int | None:
@@ -127,9 +132,9 @@ class Needs:
         most = self.calls
         if most is None:
             return
-        sizes = {"to begin": FIRST, f"for {HELD} held-out rows": 2 * HELD * self._rows}
-        counted = {part: math.ceil(number * each) for part, number in sizes.items()}
-        step = SMALLEST.cost(self.sample(each))
+        sizes = {"to begin": FIRST, "for guards": self._firm, f"for {HELD} held-out rows": self._least}
+        counted = {part: math.ceil(number * each) for part, number in sizes.items() if number}
+        step = self._smallest.cost(self.sample(each))
         needed = sum(counted.values()) + step
         if most < needed:
             parts = ", ".join(f"{number} {part}" for part, number in counted.items())
@@ -149,19 +154,25 @@ class Needs:
         self._dearer["tokens"], self._dearer["dollars"] = dearer(measured, self._critic, prompts)
         size = float(self._inputs)
         for unit, left, each in self._limits(measured):
-            size = min(size, (left / each - FIRST) * HELD_SHARE / (2 * self._rows))
-            needed = (FIRST + 2 * HELD * self._rows + self._step(unit)) * each
+            if self._inputs:
+                size = min(size, (left / each - FIRST - self._firm) * HELD_SHARE / (2 * self._rows))
+            needed = (FIRST + self._firm + self._least + self._step(unit)) * each
             if unit != "calls" and left < needed:
                 raise ValueError(
                     f"budget must be at least {_in(unit, needed)} (got {_in(unit, left)}): a row takes "
                     f"{_in(unit, each, 6)}, and {HELD} held-out rows and one step take as much as "
                     f"{math.ceil(needed / each)} rows; give more"
                 )
-        return max(HELD, int(size))
+        return min(self._inputs, max(HELD, int(size)))
+
+    @property
+    def _least(self) -> float:
+        """Rows that the fewest held-out inputs take, with both prompts."""
+        return 2 * HELD * self._rows
 
     def _step(self, unit: str) -> float:
         """Return how many of the agent's rows the smallest step costs as much as."""
-        return SMALLEST.cost(self.sample(self._calls)) * self._dearer[unit] / self._calls
+        return self._smallest.cost(self.sample(self._calls)) * self._dearer[unit] / self._calls
 
     def _limits(self, measured: Amount) -> Iterator[tuple[str, float, float]]:
         """Yield each unit that is limited, with what is left of it and what a row takes."""
@@ -176,10 +187,11 @@ class Needs:
     def looks(self, measured: Amount, rows: int) -> Amount:
         """Return what is reserved for scoring so many rows: more than they take, if possible."""
         # The new prompts may be longer than the old ones that were measured, in each call.
-        limits, start = self._subject.limits, self._start
-        longer = sum(limits[name] - len(text) for name, text in start.items()) / 4
+        limits, start = self._subject.rules.lengths, self._start
+        longer = sum((limits[name] or 2 * MOST_CHARACTERS) - len(text) for name, text in start.items()) / 4
         growth = 1 + max(0.0, longer) * measured.calls / max(1, measured.tokens) / 2
-        most = {unit: left - (FIRST + self._step(unit)) * each for unit, left, each in self._limits(measured)}
+        first = FIRST + self._firm
+        most = {unit: left - (first + self._step(unit)) * each for unit, left, each in self._limits(measured)}
         return Amount(
             int(min(rows * measured.calls * SPARE + 1, most.get("calls", math.inf))),
             int(min(rows * measured.tokens * SPARE * growth + 1, most.get("tokens", math.inf))),

@@ -46,8 +46,9 @@ from afnio.studies._headroom import HeadroomTest
 from afnio.studies._held import HeldOut, HeldScores
 from afnio.studies._identity import Contents, requested
 from afnio.studies._needs import FIRST, Needs
-from afnio.studies._result import UNTESTED, Headroom, Result, from_json, to_json, verdict_of
+from afnio.studies._result import KEPT, UNTESTED, Headroom, Result, from_json, to_json, verdict_of
 from afnio.studies._rows import Row, by_input, digest, in_words, read_rows, split_rows
+from afnio.studies._rules import MOST_CHARACTERS, Rules, guards_of
 from afnio.studies._scoring import takes_expected, wanted_by
 from afnio.studies._study import Study, job
 from afnio.studies._subject import Subject
@@ -70,6 +71,9 @@ def optimize(
     prompts: Mapping[str, str] | None = None,
     critic: str | tuple[ChatClient, Any] | ChatModel,
     budget: float | Budget,
+    guards: Sequence[Any] | Callable[[Any], bool] | None = None,
+    constraints: Sequence[str | Callable[[str, str], str | None]] = (),
+    max_chars: int | Mapping[str, int | None] | None = MOST_CHARACTERS,
     testset: Sequence[Any] | None = None,
     name: str | None = None,
     dir: str | os.PathLike[str] | None = None,  # noqa: A002 (as in te.init)
@@ -94,6 +98,9 @@ def optimize(
     interval needs no correction.
 
     A row that crashes counts as wrong there, with the old prompts as with the new ones.
+
+    With fewer than 20 rows none are held out: all train, nothing is measured, and the old prompts are the result.
+    `result.candidate` has the new ones, for somebody to read.
 
     The first Ctrl-C ends the training: what was learned so far is tested and returned. The second one stops at once.
     A process that was stopped or killed continues if the same call is made again, and pays for no reply twice. If that
@@ -121,6 +128,14 @@ def optimize(
         critic: the model that reads mistakes and rewrites prompts: "openai/gpt-5", or `(client, model)`.
         budget: the most to spend: dollars, or `afnio.budget(max_calls=…)` and so on. It pays for everything.
             The held-out rows take half of it at most; if it pays for fewer than there are, `result.notes` say so.
+        guards: rows that must not break, in any of the forms of `rows`, or a function that picks them from these, such
+            as `lambda row: "stolen" in row[0]`. They train, too, but aren't held out. A guard is firm if the old
+            prompts get it right in three draws; the others guard nothing, which `result.notes` say. A candidate that
+            gets a firm one wrong, and wrong again in one of two more draws, is refused in its race.
+        constraints: rules for the new prompts. A text is told to the critic. A function `(name, text)` checks each new
+            text, and returns None or the reason to refuse it.
+        max_chars: the most characters of a prompt, for all or by name. A prompt that starts longer may keep its
+            length. None sets no limit.
         testset: the rows to hold out, in place of half of `rows`.
         name: of the project in the store; by default the function's or the class's name.
         dir: the folder of the store; `.afnio` by default.
@@ -138,6 +153,7 @@ def optimize(
             requests contain none of the prompts, before anything is paid.
 
     Raises:
+        TypeError, ValueError: for a constraint that the old prompts break, or if no guard is firm.
         TypeError, ValueError: for arguments that can't work, before the first call, among them too few rows, and
             a budget in calls that can't pay for 12 held-out rows and one step, with the sum. For one in dollars or
             tokens after the first eight rows. For a metric that returns a text or NaN (`MetricError`), with its row.
@@ -157,8 +173,11 @@ def optimize(
     >>> result.prompts, result.verdict
     ({'system': 'Say hi.'}, 'Better: +100.0 points (95 %: 88.2 to 100.0) on 48 held-out rows.')
     """
+    subject = Subject.of(agent, prompts, wanted_by(metric))
+    guarding, rows = guards_of(guards, rows, labelled=takes_expected(metric))
+    subject.govern(Rules.of(subject.texts, guarding, constraints, max_chars))
     task = Optimization(
-        Subject.of(agent, prompts, wanted_by(metric)),
+        subject,
         metric,
         rows=rows,
         testset=testset,
@@ -219,13 +238,14 @@ class Optimization(Study):
             read_rows(() if one is None else one, part, labelled=takes_expected(metric))
             for one, part in ((rows, "rows"), (testset, "testset"))
         )
-        given = (data, tested)
+        rules = subject.rules
+        given = (data, tested, rules.guards)
         for part in given:
             if part:
                 subject.check(part[0])
         self.patience, self.folder = patience, folder
         self.with_headroom = headroom
-        self.splits = split_rows(data, tested, self.seed)
+        self.splits = split_rows(data, tested, self.seed, rules.guards)
         self.project = name or subject.title
         self.store = store_path(NAMESPACE, self.project, folder)
         contents = Contents()
@@ -233,6 +253,7 @@ class Optimization(Study):
         self.identity = digest(
             contents.of(self.subject.origin),
             contents.of(metric, "the metric"),
+            [contents.of(check, "a constraint") for check in rules.checks],
             [[(row.args, row.kwargs, row.expected) for row in part] for part in given],
             self.start,
             [self.critic.client.account.url, self.critic.completion_args],
@@ -249,6 +270,8 @@ class Optimization(Study):
             "patience": patience,
             "perfect": perfect,
             "headroom": headroom,
+            "constraints": list(rules.told),
+            "max_chars": dict(rules.lengths),
         }
         self.notes = [*self.splits.notes]
         self.needs = Needs(subject, self.splits, self.critic, self.budget)
@@ -358,14 +381,18 @@ class Optimization(Study):
             self.tell(training.weakness)
             self.notes.append(training.weakness)
         await training.run(run, time.monotonic() - started)
+        self.notes += training.notes
+        candidate = self.subject.texts
         compared: HeldScores | None = None
         try:
-            compared = await HeldOut(self, groups).judge(self.start)
+            if groups:
+                compared = await HeldOut(self, groups).judge(self.start)
         except BudgetExceeded as error:  # a row cost more than was reserved for it
             training.ended = f"the budget ended before all held-out rows were scored ({error.limit})"
+        if compared is None:
             for name, parameter in self.subject.parameters.items():
                 parameter.data = self.start[name]
-        return self._result(run, spending, training, headroom, compared, started)
+        return self._result(run, spending, training, headroom, compared, started, candidate)
 
     async def _first_look(self) -> Amount:
         """Score the start prompts on a few training rows. Returns what a row costs."""
@@ -428,6 +455,7 @@ class Optimization(Study):
         headroom: Headroom | None,
         compared: HeldScores | None,
         started: float,
+        candidate: Mapping[str, str],
     ) -> Result:
         found = HeldScores() if compared is None else compared
         gate = found.verdict
@@ -446,8 +474,13 @@ class Optimization(Study):
                 gain = Gain.of(found.before, found.after, graded=graded, highest=self.perfect)
         spent = spending.ledger.total
         return Result(
-            verdict=UNTESTED if compared is None else verdict_of(gain, gate, on=on),
+            verdict=verdict_of(gain, gate, on=on, vetoed=training.vetoed)
+            if compared is not None
+            else UNTESTED
+            if self.splits.held
+            else f"Not measured: {len(self.splits.train)} rows. {KEPT}",
             prompts=self.subject.texts,
+            candidate=candidate,
             start=dict(self.start),
             before=before,
             after=after,

@@ -21,23 +21,25 @@ from afnio.optim._gate import GateVerdict
 from afnio.tellurio._card import Bar, Card, Example
 from afnio.tellurio._queries import home_folder
 
-UNTESTED: Final = (
-    "Not measured: the budget ended before all held-out rows were scored. The old prompts are kept; the new ones are "
-    "in the run."
-)
+KEPT: Final = "The old prompts are kept; the new ones are in .candidate."
+UNTESTED: Final = f"Not measured: the budget ended before all held-out rows were scored. {KEPT}"
 """The verdict of a budget that ended too soon, in spite of what was reserved."""
 
 
-def verdict_of(gain: Gain | None, gate: GateVerdict | None, *, on: str) -> str:
+def verdict_of(gain: Gain | None, gate: GateVerdict | None, *, on: str, vetoed: str = "") -> str:
     """Return the sentence that sums a result up.
 
     Args:
         gain: on the held-out rows; None if nothing was left to compare, or if the first ones stopped the result.
         gate: the decision; None if the training led to no other prompts.
         on: the rows that before and after are of, such as "60 held-out rows".
+        vetoed: how many candidates the guards refused, such as "3 of 7 candidates"; empty if none.
     """
     if gate is None:
-        return f"{NOISE}: no other prompts won a race against the old ones. The prompts are unchanged."
+        why = "no other prompts won a race against the old ones"
+        if vetoed:
+            why = f"the guards vetoed {vetoed}{'' if vetoed.startswith('all') else f', and {why}'}"
+        return f"{NOISE}: {why}. The prompts are unchanged."
     if gain is None:
         return (
             f"{NOISE}: the first held-out rows are evidence that the new prompts do harm ({evidence(gate)}). The "
@@ -125,6 +127,7 @@ class Result:
         verdict: one sentence. "No gain beyond noise" is one.
         prompts: the prompts to use, by name. They are the old ones if nothing better was found.
         start: the old prompts.
+        candidate: the prompts that the training ended with, whether they are kept or not.
         before, after: the scores of the old and the new prompts on the held-out rows, an `Accuracy`, or a `MeanScore`
             for graded scores. Equal if there were no new prompts. None if the first rows stopped these.
         gain: their paired difference; None without new prompts, or if the first rows stopped them.
@@ -166,6 +169,7 @@ class Result:
     gate: GateVerdict | None = None
     headroom: Headroom | None = None
     notes: Sequence[str] = ()
+    candidate: Mapping[str, str] = field(default_factory=dict)
     home: str = ""
     splits: Mapping[str, int] = field(default_factory=dict)
     examples: Sequence[Example] = ()
@@ -349,7 +353,14 @@ def to_json(result: Result) -> dict[str, Any]:
     for name in _PARTS:
         data[name] = _plain(data[name])
     plain: dict[str, Any] = json.loads(
-        json.dumps({**data, "prompts": dict(result.prompts), "start": dict(result.start)})
+        json.dumps(
+            {
+                **data,
+                "prompts": dict(result.prompts),
+                "start": dict(result.start),
+                "candidate": dict(result.candidate),
+            }
+        )
     )
     return plain
 

@@ -6,7 +6,7 @@ data and refuses the rest: a guess at which column is the label would train on t
 `split_rows` decides which rows do what. Each row has one job, because a row that was used to choose a prompt can't
 measure it any more:
 
-    train    the optimizer learns from its mistakes on these, and races candidates on them
+    train    the optimizer learns from its mistakes on these, and races candidates on them; guards are among them
     held     used once, at the end (`_held`): are the new prompts better than the old ones, and by how much?
 """
 
@@ -232,39 +232,43 @@ def distinct(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     return list(kept.values()), [note] if copies else []
 
 
-def split_rows(rows: Sequence[Row], testset: Sequence[Row], seed: int) -> Splits:
+def split_rows(rows: Sequence[Row], testset: Sequence[Row], seed: int, guards: Sequence[Row] = ()) -> Splits:
     """Return the splits of `rows`: half of them train. With a `testset` all do, and that is held out.
 
     Labels are spread evenly. Inputs are what is counted: rows with equal inputs stay together. Rows whose inputs are in
-    `testset`, too, aren't used in the training.
+    `testset`, too, aren't used in the training. Guards train, and aren't held out. Fewer than 20 inputs all train.
 
     Raises:
-        ValueError: for too few rows.
+        ValueError: for too few rows to train on or in `testset`, or a guard that is held out.
     """
-    (rows, notes), (testset, _) = distinct(rows), distinct(testset)
-    tested = {row.key for row in testset}
+    (rows, notes), (testset, _), (guards, _) = distinct(rows), distinct(testset), distinct(guards)
+    tested, guarded = {row.key for row in testset}, {row.key for row in guards}
+    if tested & guarded:
+        both = next(row for row in guards if row.key in tested)
+        raise ValueError(
+            f"guards must not be in testset, as they choose the prompts that it measures (got {both.text[:60]!r} in "
+            "both); take it out of one"
+        )
+    rows = [row for row in rows if row.key not in guarded]
     twice = [row.number for row in rows if row.key in tested]
     if twice:
         notes.append(f"{_numbers(twice)} have inputs of testset and are left out of the training")
         rows = [row for row in rows if row.key not in tested]
     groups, given = by_input(rows), by_input(testset)
-    if len(groups) + len(given) < FEWEST:
-        raise ValueError(
-            f"optimize needs at least {FEWEST} rows with different inputs, {TAUGHT} to train and {HELD} to hold out "
-            f"(got {len(groups) + len(given)}); add rows"
-        )
     if given and len(given) < HELD:
         raise ValueError(f"testset must have at least {HELD} rows (got {len(given)}); leave it out")
-    held = 0 if given else max(HELD, len(groups) // 2)
-    if len(groups) - held < TAUGHT:
+    held = 0 if given or len(groups) < FEWEST else max(HELD, len(groups) // 2)
+    if len(groups) + len(guarded) < TAUGHT:
         raise ValueError(
-            f"too few rows are left to train on (got {len(groups) - held} of {len(groups)}); add rows, or leave "
-            "testset out"
+            f"optimize needs at least {TAUGHT} rows with different inputs to train on (got "
+            f"{len(groups) + len(guarded)}); add rows{', or leave testset out' if given else ''}"
         )
     draw = random.Random(f"splits {seed}")
     parts = _dealt(groups, {"train": len(groups) - held, "held": held}, draw)
     draw.shuffle(given)
-    return Splits(parts["train"], [row for group in given for row in group] or parts["held"], notes)
+    return Splits(
+        [*parts["train"], *guards], [row for group in given for row in group] or parts["held"], notes
+    )
 
 
 def _numbers(rows: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, final
+from typing import Any, final
 
 from afnio import cognitive as cog
 from afnio.autodiff._variable import Variable
@@ -14,9 +14,7 @@ from afnio.cognitive._agent import traced_within
 from afnio.models._trace import Trace
 from afnio.runtime._callables import is_async
 from afnio.studies._rows import Row, check_text, in_words
-
-MOST_CHARACTERS: Final = 1_000
-"""A prompt may grow to this, or to its first length if that is more. Longer ones didn't score better."""
+from afnio.studies._rules import Rules
 
 
 @final
@@ -26,6 +24,7 @@ class Subject:
     Attributes:
         module: a copy of the user's module, or a `cog.Agent` around the user's function.
         parameters: the prompts, by the user's names.
+        rules: what new prompts must keep; at first only a length.
         title: the name of the function or class.
         restored: makes the user's own kind of agent with given prompts.
     """
@@ -44,12 +43,14 @@ class Subject:
         for name, parameter in self.parameters.items():
             if not isinstance(parameter.data, str):
                 raise TypeError(f"prompt {name!r} must be a text (got {parameter.data!r})")
-        self.limits = {
-            name: max(MOST_CHARACTERS, len(str(parameter.data)))
-            for name, parameter in self.parameters.items()
-        }
+        self._validators = {name: parameter.validators for name, parameter in self.parameters.items()}
+        self.govern(Rules.of(self.texts))
+
+    def govern(self, rules: Rules) -> None:
+        """Let new prompts keep these rules, in place of those before."""
+        self.rules = rules
         for name, parameter in self.parameters.items():
-            parameter.validators = (*parameter.validators, functools.partial(_not_longer, self.limits[name]))
+            parameter.validators = (*self._validators[name], *rules.validators(name))
 
     @classmethod
     def of(
@@ -103,7 +104,9 @@ class Subject:
 
     def copied(self) -> Subject:
         """Return the same agent with prompts of its own."""
-        return Subject(copy.deepcopy(self.module), self.title, self.restored, self.function)
+        copied = Subject(copy.deepcopy(self.module), self.title, self.restored, self.function)
+        copied.govern(self.rules)
+        return copied
 
     @property
     def texts(self) -> dict[str, str]:
@@ -189,7 +192,3 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
         return joined(output, trace)
 
     return on_loop if is_async(function) else in_thread
-
-
-def _not_longer(most: int, text: str) -> str | None:
-    return None if len(text) <= most else f"it must have at most {most:,} characters (it has {len(text):,})"

@@ -13,6 +13,7 @@ from afnio.cognitive._members import mode
 from afnio.errors import BudgetExceeded, JournalError, first_of, is_passing, reason
 from afnio.optim import EditTGD
 from afnio.optim._edit_state import CLEAR
+from afnio.optim._guards import DRAWS
 from afnio.optim._sizes import SHARE as STEP_SHARE
 from afnio.optim._sizes import WIDE, SampleCost, Sizes, affordable
 from afnio.optim._sizes import WIDE_SHARE as WIDE_STEP_SHARE
@@ -20,13 +21,12 @@ from afnio.runtime._budget import Budget
 from afnio.runtime._callables import tolerate
 from afnio.runtime._spending import Amount
 from afnio.runtime._waiting import active_journal, scope
-from afnio.runtime.events import StepEnded, subscribed
+from afnio.runtime.events import CallEnded, CallReplayed, StepEnded, subscribed
 from afnio.stats import Scores, differences
 from afnio.studies._needs import FIRST, SMALLEST, Needs
 from afnio.studies._rows import Row
 from afnio.studies._scoring import QUORUM
 from afnio.studies._study import Study
-from afnio.studies._subject import MOST_CHARACTERS
 from afnio.tellurio._run import Run
 from afnio.trainer._checkpoints import Plan, Stage
 from afnio.trainer._progress import Progress
@@ -54,7 +54,9 @@ class TrainingRun:
     def __init__(
         self, study: Study, rows: Sequence[Row], needs: Needs, *, measured: Amount, held: int, patience: int
     ) -> None:
+        rules = study.subject.rules
         self.ended: str | None = None
+        self._vetoes = self._tried = self._critics = self._blames = 0
         self.steps = 0
         self._study, self._rows, self._held, self._patience = study, rows, held, patience
         self._reserved = needs.looks(measured, held)
@@ -65,19 +67,26 @@ class TrainingRun:
         self._sample = needs.sample(measured.calls)
         # The chains get at least half of the rows.
         wanted = SIZES._replace(
-            chains=chains_for(self._calls, len(rows)), race=max(1, min(SIZES.race, len(rows) // 2))
+            chains=chains_for(self._calls, len(rows)),
+            race=max(1, min(SIZES.race, len(rows) // 2)),
+            guards=len(rules.guards),
         )
         budget = step_budget(wanted, self._sample, self._calls)
         race = wanted.race if budget is None else affordable(wanted, self._sample, budget, 0).race
         self.weakness = None if race >= FEW_RACED else _weakness(len(rows), self._calls, race)
         self._optimizer = EditTGD(
-            list(study.subject.parameters.values()),
+            [
+                {"params": [parameter], "max_chars": rules.lengths[name]}
+                for name, parameter in study.subject.parameters.items()
+            ],
             study.critic.client,
             self._evaluate,
             DataLoader(rows, collate_fn=list),
             lr=wanted.chains,
             **{name: size for name, size in wanted._asdict().items() if name not in ("chains", "guards")},
-            max_chars=MOST_CHARACTERS,
+            constraints=rules.told,
+            guards=DataLoader(rules.guards, collate_fn=list) if rules.guards else None,
+            perfect=study.perfect,
             budget=budget,
             quorum=ENOUGH_ROWS,
             search_seed=study.seed,
@@ -127,6 +136,30 @@ class TrainingRun:
                     self.ended = self.ended or self._study.asked
         self.ended = self.ended or "the budget for training is used up"
 
+    @property
+    def vetoed(self) -> str:
+        """How many candidates the guards refused, such as "3 of 7 candidates"; empty if none."""
+        if not self._vetoes:
+            return ""
+        return f"{'all' if self._vetoes == self._tried else f'{self._vetoes} of'} {self._tried} candidates"
+
+    @property
+    def notes(self) -> list[str]:
+        """What the guards and the critics had to say."""
+        guards, firm = self._study.subject.rules.guards, self._optimizer.firm_guards
+        notes = []
+        if firm is not None and len(firm) < len(guards):
+            soft = [guard.text for number, guard in enumerate(guards) if number not in firm]
+            notes.append(
+                f"{len(soft)} of {len(guards)} guards guard nothing, as the old prompts don't get them right "
+                f"{DRAWS} times of {DRAWS}: {', '.join(f'{text:.60}' for text in soft[:3])}"
+            )
+        if self.vetoed:
+            notes.append(f"the guards vetoed {self.vetoed}")
+        if self._critics and not self._blames:
+            notes.append(f"the critics blamed no prompt for any of {self._critics} mistakes")
+        return notes
+
     def _budget(self, gone: float) -> Budget:
         caps, reserved, seconds = self._study.budget.caps, self._reserved, self._study.budget.max_seconds
         if seconds is not None:
@@ -149,8 +182,19 @@ class TrainingRun:
     async def _step(self) -> list[float]:
         """Take one step. Return the scores of the text that goes on, in its race."""
         ended: list[StepEnded] = []
-        with subscribed(lambda event: ended.append(event) if isinstance(event, StepEnded) else None):
+
+        def note(event: Any) -> None:
+            if isinstance(event, StepEnded):
+                ended.append(event)
+            elif isinstance(event, CallEnded | CallReplayed) and event.purpose == "backward":
+                self._critics += event.reply is not None
+
+        with subscribed(note):
             await self._optimizer.step()
+        raced = [one for event in ended for one in event.candidates if one.scores and one.name != "incumbent"]
+        self._tried += len(raced)
+        self._vetoes += sum(one.vetoed for one in raced)
+        self._blames += sum(change.gradients for event in ended for change in event.changes)
         now, before = self._raced(ended)
         self._watch(ended, now, before)
         return [score for score in now if score is not None]
