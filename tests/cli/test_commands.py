@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import afnio
+import afnio.tellurio as te
 from afnio.cli import COMMANDS
 from afnio.testing import ScriptedClient
 
@@ -37,6 +40,75 @@ def test_help_has_examples() -> None:
     unknown = run("rnus")
     assert (unknown.returncode, unknown.stdout) == (2, "")
     assert "rnus" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("stduio", "studio"), ("runs lsit", "list"), ("runs list --jsn", "--json"), ("xyz", "")],
+)
+def test_a_mistyped_word_is_corrected(typed: str, meant: str) -> None:
+    done = run(*typed.split())
+    assert done.returncode == 2
+    assert done.stderr.rstrip().partition("; did you mean ")[2] == (f"{meant}?" if meant else "")
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("afnio st", {"studio"}),
+        ("afnio runs sh", {"show"}),
+        ("afnio runs show k", {"keen", "kind"}),
+        ("afnio doctor --ap", {"--api-key"}),
+        ("afnio provider --lat", {"--latency"}),
+        ("afnio demo --", {"--help"}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_runs(line: str, offered: set[str], tmp_path: Path) -> None:
+    """As argcomplete's function in the shell asks."""
+    for name in ("keen", "kind", "calm"):
+        with te.init("me", "emails", name=name, dir=tmp_path / ".afnio"):
+            pass
+    asked = {
+        "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line)),
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "offered"),
+    }  # fmt: skip
+    subprocess.run(
+        AFNIO, env={**os.environ, **asked}, cwd=tmp_path, capture_output=True, timeout=60, check=False
+    )
+    assert set((tmp_path / "offered").read_text().split()) == offered
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_runs_while_a_shell_completes(command: str, tmp_path: Path) -> None:
+    line = f"afnio {command} --he"
+    asked = {
+        "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line)),
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "offered"),
+    }  # fmt: skip
+    done = subprocess.run(AFNIO, env={**os.environ, **asked}, cwd=tmp_path, capture_output=True, timeout=60)
+    assert (done.stdout, done.stderr) == (b"", b"")
+    assert (tmp_path / "offered").read_text().strip() == "--help"
+
+
+def test_bash_takes_what_completion_prints() -> None:
+    script = f'eval "$({AFNIO[0]} completion bash)" && complete -p afnio'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split()[-2:] == ["_python_argcomplete", "afnio"]
+    for shell in ("zsh", "fish"):
+        assert "afnio" in run("completion", shell).stdout
+
+
+def test_a_person_is_told_what_to_do_next_and_a_pipe_is_not(tmp_path: Path) -> None:
+    with te.init("me", "emails", name="keen", dir=tmp_path):
+        pass
+    ours, theirs = pty.openpty()
+    command = [*AFNIO, "runs", "list", "--dir", str(tmp_path)]
+    subprocess.run(command, stdout=theirs, timeout=60, check=True)
+    shown = os.read(ours, 65536).decode()
+    for end in (ours, theirs):
+        os.close(end)
+    assert "\r\nNext:\r\n  afnio runs show keen  its result" in shown
+    assert "Next" not in run("runs", "list", "--dir", str(tmp_path)).stdout
 
 
 def test_version() -> None:

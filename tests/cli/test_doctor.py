@@ -120,6 +120,10 @@ async def test_a_healthy_endpoint(env: dict[str, str]) -> None:
         assert text.returncode == 0
         assert "answers as other, key from OPENAI_API_KEY" in text.stdout
         assert KEY not in done.stdout + text.stdout
+        env["OPENAI_API_KEY"] = "sk-another"
+        own = await doctor(env, p.base_url, "--calls", "1", "--api-key", KEY)
+        assert own.returncode == 0
+        assert "key from --api-key" in own.stdout
 
 
 async def test_what_an_endpoint_lacks_is_a_note(env: dict[str, str]) -> None:

@@ -64,6 +64,23 @@ def test_list_is_one_json_array(capsys: pytest.CaptureFixture[str]) -> None:
     assert "score 3" in text[1]
 
 
+@pytest.mark.parametrize("width", [80, 140, None])
+def test_a_list_fits_the_width_it_is_given(
+    width: int | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe gets whole lines, one for each run."""
+    with te.init("me", "a-project-with-quite-a-long-name", name="first") as run:
+        for number in range(3):
+            run.log(f"a_metric_with_a_long_name_{number}", 0.5)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if width is not None:
+        monkeypatch.setenv("COLUMNS", str(width))
+    head, line = runs(capsys, "list").splitlines()
+    assert head.split() == ["RUN", "STATUS", "STARTED", "CALLS", "COST", "RESULT"]
+    assert ("…" in line) is (width == 80)
+    assert len(line) <= (width or 1000)
+
+
 def test_show_tells_of_one_run(capsys: pytest.CaptureFixture[str]) -> None:
     """By name, id, the id's beginning, or the whole path."""
     run = trained("first")

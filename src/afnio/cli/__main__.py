@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Final, NamedTuple
 
+from afnio.cli._parser import Parser
+
 
 class Command(NamedTuple):
     """A command and its help.
@@ -32,6 +34,12 @@ class Command(NamedTuple):
 
 
 COMMANDS: Final = {
+    "completion": Command(
+        "afnio.cli.__main__:completion_main",
+        "print what makes a shell complete these commands",
+        'eval "$(afnio completion bash)"',
+        "complete commands, options and runs in this shell",
+    ),
     "demo": Command(
         "afnio.demo.__main__:main",
         "optimize a prompt in a minute, without a key",
@@ -104,10 +112,12 @@ COMMANDS: Final = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0 for success, 1 for failure, 2 for wrong arguments."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments:
+    if not arguments and "_ARGCOMPLETE" not in os.environ:
         _parser().print_help()
         return 0
-    if arguments[0] not in COMMANDS:
+    if "_ARGCOMPLETE" in os.environ:
+        arguments = _completing()
+    if not arguments or arguments[0] not in COMMANDS:
         _parser().parse_args(arguments)  # prints help, the version or an error, and exits
     module, _, function = COMMANDS[arguments[0]].main.partition(":")
     run: Callable[[list[str]], int | None] = getattr(importlib.import_module(module), function)
@@ -119,10 +129,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _completing() -> list[str]:
+    """Make parsers complete instead of parse, as a shell wants now. Return the command whose parser is asked, if any.
+
+    Every command parses its arguments before it does anything, and the process ends there.
+    """
+    from argcomplete import autocomplete
+
+    argparse.ArgumentParser.parse_args = lambda self, *_: autocomplete(self)  # type: ignore[assignment, method-assign]
+    words = os.environ.get("COMP_LINE", "").split()
+    if len(words) < 2 or words[1] not in COMMANDS or os.environ["COMP_LINE"].endswith(f" {words[1]}"):
+        return []
+    os.environ["_ARGCOMPLETE"] = "2"  # the command's parser knows the words after its name
+    return words[1:2]
+
+
+def completion_main(argv: Sequence[str]) -> int:
+    """Print what makes a shell complete commands, options and names of runs; return the exit code."""
+    parser = Parser(
+        prog="afnio completion",
+        description="Print what makes a shell complete commands, options and the names of runs.",
+        epilog=COMPLETION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    options = parser.parse_args(argv)
+    from argcomplete.shell_integration import shellcode
+
+    sys.stdout.write(shellcode(["afnio"], shell=options.shell))
+    return 0
+
+
+COMPLETION: Final = """\
+in the file that the shell reads first:
+  eval "$(afnio completion bash)"        ~/.bashrc
+  eval "$(afnio completion zsh)"         ~/.zshrc, after compinit
+  afnio completion fish | source         ~/.config/fish/config.fish
+"""
+
+
+def _parser() -> Parser:
     width = max(len(command.example) for command in COMMANDS.values())
     examples = [f"  {command.example:<{width}}  {command.shows}" for command in COMMANDS.values()]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="afnio",
         description="Optimize agents whose parameters are text.",
         epilog="\n".join(["Run `afnio COMMAND --help` for help on a command.", "", "examples:", *examples]),

@@ -8,7 +8,6 @@ client, it asks each by itself: one that is dead or different would be hidden be
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import os
@@ -20,6 +19,8 @@ from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from afnio.cli._parser import Parser, say_next
 
 if TYPE_CHECKING:
     from afnio.models.openai import AsyncOpenAI
@@ -64,7 +65,7 @@ class Finding(NamedTuple):
 
 def doctor_main(argv: Sequence[str]) -> int:
     """Run the command. Return 0 if every check passed, otherwise 1."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="afnio doctor",
         description="Check this machine, and send an endpoint a few short calls. Providers may bill them.",
     )
@@ -72,6 +73,9 @@ def doctor_main(argv: Sequence[str]) -> int:
         "--base-url",
         action="append",
         help="the endpoint (default: OPENAI_BASE_URL, or OpenAI's); once for each replica",
+    )
+    parser.add_argument(
+        "--api-key", metavar="KEY", help="its key; - reads it from standard input (default: OPENAI_API_KEY)"
     )
     parser.add_argument("--model", help="the model (default: a small one from the endpoint's list)")
     parser.add_argument("--calls", type=int, default=3, help="calls to measure the latency with (default: 3)")
@@ -82,8 +86,9 @@ def doctor_main(argv: Sequence[str]) -> int:
     from afnio.runtime._callables import run
 
     urls = options.base_url or [None]
+    key = sys.stdin.readline().strip() if options.api_key == "-" else options.api_key
     asked = _replicas if len(urls) > 1 else _endpoint
-    findings = [_environment(), _folder(), *run(asked(urls, options.model, options.calls))]
+    findings = [_environment(), _folder(), *run(asked(urls, key, options.model, options.calls))]
     healthy = all(finding.verdict != "failed" for finding in findings)
     if options.json:
         found = {f.check: {"verdict": f.verdict, "text": f.text, **f.figures} for f in findings}
@@ -91,6 +96,8 @@ def doctor_main(argv: Sequence[str]) -> int:
     else:
         for finding in findings:
             sys.stdout.write(f"{finding.verdict:<7} {finding.check:<12} {finding.text}\n")
+        if healthy:
+            say_next({"afnio evaluate --help": "score an agent of yours on rows"})
     return 0 if healthy else 1
 
 
@@ -129,16 +136,18 @@ def _folder() -> Finding:
     return Finding("runs", "note", text, {"folder": str(folder)})
 
 
-async def _endpoint(urls: Sequence[str | None], model: str | None, calls: int) -> list[Finding]:
+async def _endpoint(
+    urls: Sequence[str | None], key: str | None, model: str | None, calls: int
+) -> list[Finding]:
     from afnio.errors import AfnioError
     from afnio.models.openai import AsyncOpenAI, endpoint_url, key_source
 
     (base_url,) = urls
     try:
         url = endpoint_url(base_url)
-        client = AsyncOpenAI(base_url=base_url, timeout=DEADLINE)
+        client = AsyncOpenAI(base_url=base_url, api_key=key, timeout=DEADLINE)
         model = model or _chosen(await client.list_models())
-        figures = {"base_url": url, "model": model, "key": key_source(base_url)}
+        figures = {"base_url": url, "model": model, "key": "--api-key" if key else key_source(base_url)}
         findings = await _asked(client, model, calls)
     except (AfnioError, ValueError) as error:
         return [Finding("endpoint", "failed", str(error), {})]
@@ -154,7 +163,7 @@ def _chosen(models: Sequence[str]) -> str:
     return next((name for name in PREFERRED if name in models), models[0])
 
 
-async def _replicas(urls: Sequence[str], model: str | None, calls: int) -> list[Finding]:
+async def _replicas(urls: Sequence[str], key: str | None, model: str | None, calls: int) -> list[Finding]:
     """Ask each replica for its models, and then each that is there as the same model."""
     from afnio.errors import AfnioError
     from afnio.models.openai import AsyncOpenAI, check_same_models
@@ -168,7 +177,7 @@ async def _replicas(urls: Sequence[str], model: str | None, calls: int) -> list[
         return [Finding("replicas", "failed", "--base-url must have each replica once; leave one out", {})]
     for url in urls:
         try:
-            clients[url] = AsyncOpenAI(base_url=url, timeout=DEADLINE)
+            clients[url] = AsyncOpenAI(base_url=url, api_key=key, timeout=DEADLINE)
             asked = time.time()
             models[url], headers = await clients[url].listed_models()
             clocks[url] = _ahead(headers.get("date"), (asked + time.time()) / 2)

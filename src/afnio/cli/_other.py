@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from afnio.cli._parser import Parser, say_next
+
 if TYPE_CHECKING:
     from afnio.runtime._journal_file import JournalStat
     from afnio.runtime._spending import Item, Spent
@@ -41,7 +43,7 @@ def gateway_main(argv: Sequence[str]) -> int:
     from afnio.errors import AfnioError
     from afnio.models.openai import endpoint_url
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="afnio gateway",
         description="Send the calls of many processes, in any language, under one quota, with one journal and budget.",
         epilog=GATEWAY_EPILOG,
@@ -154,7 +156,7 @@ def _positive(text: str) -> int:
 
 def journal_main(argv: Sequence[str]) -> int:
     """Summarize a journal, and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="afnio journal",
         description="Summarize a journal: the file of replies that a killed run is resumed from.",
     )
@@ -244,7 +246,7 @@ examples:
 
 def login_main(argv: Sequence[str]) -> int:
     """Save or remove a key, and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="afnio login",
         description="Check an API key and save it in this machine's keyring, where Afnio's clients find it.",
         epilog=EPILOG,
@@ -316,7 +318,7 @@ def prompts_main(argv: Sequence[str]) -> int:
     """Print prompts, or export a run's, and return the exit code."""
     if argv[:1] == ["export"]:
         return _export_main(argv[1:])
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="afnio prompts",
         description="Print the prompts that Afnio itself sends (as critic, optimizer or judge) and its JSON schemas. "
         "`afnio prompts export RUN` prints those that a run has learned.",
@@ -368,7 +370,7 @@ def _export_main(argv: Sequence[str]) -> int:
     from afnio.studies._exports import FORMS, RunPrompts, write_files, write_text
     from afnio.tellurio._queries import home_folder
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="afnio prompts export",
         description="Print the prompts of a run, or write them to files, for an app that doesn't need Afnio.",
     )
@@ -426,7 +428,7 @@ def report_main(argv: Sequence[str]) -> int:
     from afnio.tellurio._queries import home_folder
     from afnio.tellurio.studio._report import write_report
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="afnio report",
         description="Write a run to one HTML file with its prompts, samples and curves. It needs no server.",
     )
@@ -445,6 +447,9 @@ def report_main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"afnio: {error}\n")
         return 1
     sys.stdout.write(f"{path}\n")
+    say_next(
+        {f"afnio prompts export {options.run}": "the run's prompts", "afnio studio": "all runs in a browser"}
+    )
     return 0
 
 
@@ -457,7 +462,7 @@ def studio_main(argv: Sequence[str]) -> int:
     from afnio.tellurio._queries import home_folder
     from afnio.tellurio.studio._app import serve
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="afnio studio",
         description="Serve pages of runs on 127.0.0.1. Open the printed address; its token keeps others out.",
     )

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
+from afnio.cli._parser import Parser, fitted, say_next, shell_width
 from afnio.errors import StoreProblemError
 from afnio.tellurio._card import Card, card_of
 from afnio.tellurio._compare import Scores, compare
@@ -65,16 +66,16 @@ def runs_main(argv: Sequence[str]) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="afnio runs",
         description="List, show, compare, delete and export the runs recorded on this machine.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--dir", metavar="FOLDER", help="the folder of runs (default: AFNIO_HOME, or .afnio)")
-    as_json = argparse.ArgumentParser(add_help=False)
+    as_json = Parser(add_help=False)
     as_json.add_argument("--json", action="store_true", help="print JSON")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listing = commands.add_parser("list", parents=[common, as_json], help="list runs, newest first")
@@ -86,12 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         help="only runs with this status: RUNNING, COMPLETED, FAILED or CRASHED",
     )
     show = commands.add_parser("show", parents=[common, as_json], help="show one run")
-    show.add_argument("run", metavar="RUN", help=RUN)
+    _complete(show.add_argument("run", metavar="RUN", help=RUN))
     compare = commands.add_parser(
         "compare", parents=[common, as_json], help="compare two runs, sample by sample"
     )
-    compare.add_argument("first", metavar="RUN", help="the baseline")
-    compare.add_argument("second", metavar="RUN", help="the run to compare with it")
+    _complete(compare.add_argument("first", metavar="RUN", help="the baseline"))
+    _complete(compare.add_argument("second", metavar="RUN", help="the run to compare with it"))
     remove = commands.add_parser("rm", parents=[common], help="delete runs and their journals")
     remove.add_argument(
         "runs", metavar="RUN", nargs="+", help="a full name, an id, or namespace/project/name"
@@ -100,11 +101,21 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser(
         "export", parents=[common], help="print everything recorded of a run, as JSON lines"
     )
-    export.add_argument("run", metavar="RUN", help=RUN)
+    _complete(export.add_argument("run", metavar="RUN", help=RUN))
     export.add_argument(
         "--out", metavar="FILE", help="a file that only you can read (default: standard output)"
     )
     return parser
+
+
+def _complete(argument: argparse.Action) -> None:
+    """Let a shell complete an argument by the names of runs, as argcomplete asks for them."""
+
+    def names(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+        with Runs(parsed_args.dir) as runs:
+            return [one.run.name for one in runs.all()]
+
+    argument.completer = names  # type: ignore[attr-defined]
 
 
 def _list(runs: Runs, options: argparse.Namespace) -> int:
@@ -118,18 +129,31 @@ def _list(runs: Runs, options: argparse.Namespace) -> int:
     wanted.sort(key=lambda one: -one.run.date_created)
     found = [summary(one) for one in wanted]
     _print(_json(found) if options.json else list_text(found, runs.home))
+    if found and not options.json:
+        name = found[0]["name"]
+        say_next(
+            {
+                f"afnio runs show {name}": "its result, calls and prompts",
+                "afnio studio": "all runs in a browser",
+            }
+        )
     return 1 if runs.unreadable else 0
 
 
 def _show(runs: Runs, options: argparse.Namespace) -> int:
     found = details(runs.choose(options.run))
     _print(_json(found) if options.json else show_text(found))
+    if not options.json:
+        name = found["name"]
+        say_next({f"afnio report {name}": "the run as a page", f"afnio prompts export {name}": "its prompts"})
     return 0
 
 
 def _compare(runs: Runs, options: argparse.Namespace) -> int:
     found = compared(runs.choose(options.first), runs.choose(options.second))
     _print(_json(found) if options.json else compare_text(found))
+    if not options.json:
+        say_next({"afnio studio": "the samples that differ, in a browser"})
     return 0
 
 
@@ -281,7 +305,7 @@ SHOWN_TEXT: Final = 2_000
 def list_text(runs: Sequence[Mapping[str, Any]], home: Path) -> str:
     if not runs:
         return f"No runs in {home}{'.' if home.exists() else f': {MISSING}'}"
-    rows = [("RUN", "STATUS", "STARTED", "CALLS", "COST", "METRICS")]
+    rows = [("RUN", "STATUS", "STARTED", "CALLS", "COST", "RESULT")]
     for run in runs:
         names = _shown(run)
         metrics = [f"{name} {_metric(run, name)}" for name in names[:SHOWN_METRICS]]
@@ -293,14 +317,10 @@ def list_text(runs: Sequence[Mapping[str, Any]], home: Path) -> str:
                 _date(run["date_created"]),
                 f"{run['calls']:,}",
                 _dollars(run["cost"]),
-                printable(", ".join(metrics)) + (f", {more} more" if more else ""),
+                printable(run["verdict"] or ", ".join(metrics) + (f", {more} more" if more else "")),
             )
         )
-    widths = [max(len(row[place]) for row in rows) for place in range(5)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip()
-        for row in rows
-    )
+    return "\n".join(fitted(rows, shell_width()))
 
 
 def show_text(run: Mapping[str, Any]) -> str:
