@@ -17,7 +17,7 @@ from kit.endpoint import Endpoint
 
 import afnio
 from afnio import bridge
-from afnio.runtime.events import CallEnded, subscribed
+from afnio.runtime.events import CallEnded
 
 SAY = [{"role": "user", "content": "hello"}]
 
@@ -190,14 +190,13 @@ async def test_a_key_in_the_url_reaches_no_file_event_or_error(
     secret = "AIzaSyVerySecretKey0123456789abcdefgh"
     body = {"contents": [{"role": "user", "parts": [{"text": "one two"}]}]}
     caplog.set_level(logging.DEBUG, "afnio")
-    seen: list[str] = []
 
     async def ask(client: Any, text: str) -> httpx2.Response:
         sent = {"contents": [{"role": "user", "parts": [{"text": text}]}]}
         return await client.post(f"{endpoint.url}/v1beta/models/m:{path}?alt=sse&key={secret}", json=sent)
 
     async with bridge.client() as client:
-        with subscribed(lambda event: seen.append(repr(event) + repr(getattr(event, "request", "")))):
+        with kit.events() as events:
             async with afnio.journal(tmp_path / "calls.journal"):
                 assert (await ask(client, "one two")).status_code == 200
                 endpoint.fail = lambda number, asked: web.json_response(
@@ -212,6 +211,7 @@ async def test_a_key_in_the_url_reaches_no_file_event_or_error(
     assert secret == endpoint.asked[0].query["key"]
     assert "<api key>" in refused.text
     written = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    seen = [repr(event) + repr(getattr(event, "request", "")) for event in events]
     for text in (*seen, refused.text, redirected.text, caplog.text, written.decode("latin-1")):
         assert secret not in text
     assert seen
@@ -220,14 +220,13 @@ async def test_a_key_in_the_url_reaches_no_file_event_or_error(
 async def test_a_key_in_the_url_of_a_server_that_is_down(caplog: pytest.LogCaptureFixture) -> None:
     secret = "AIzaSyVerySecretKey0123456789abcdefgh"
     body = {"contents": [{"role": "user", "parts": [{"text": "one"}]}]}
-    seen: list[str] = []
     async with bridge.client() as client:
-        with subscribed(lambda event: seen.append(repr(event))):
+        with kit.events() as events:
             reply = await client.post(
                 f"http://127.0.0.1:9/v1beta/models/m:generateContent?key={secret}", json=body
             )
     assert 502 <= reply.status_code <= 504
-    assert secret not in reply.text + "".join(seen)
+    assert secret not in reply.text + repr(events)
 
 
 async def test_the_key_of_a_header_is_masked_in_errors(endpoint: Endpoint) -> None:

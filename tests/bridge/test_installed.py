@@ -14,6 +14,7 @@ import anthropic
 import anyio.to_thread
 import httpx
 import httpx2
+import kit
 import openai
 import pytest
 from aiohttp import web
@@ -21,17 +22,9 @@ from kit.endpoint import Endpoint
 
 import afnio
 from afnio import bridge
-from afnio.runtime.events import CallEnded, subscribed
+from afnio.runtime.events import CallEnded
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
-
-
-class Seen(list[Any]):
-    """The calls that the engine made."""
-
-    def __call__(self, event: Any) -> None:
-        if isinstance(event, CallEnded):
-            self.append(event)
 
 
 def ask(url: str) -> str:
@@ -40,8 +33,7 @@ def ask(url: str) -> str:
 
 
 async def test_clients_made_in_the_block(endpoint: Endpoint) -> None:
-    seen = Seen()
-    with subscribed(seen), bridge.installed():
+    with kit.events(CallEnded) as seen, bridge.installed():
         async with openai.AsyncOpenAI(api_key="k", base_url=f"{endpoint.url}/v1") as client:
             assert (await client.responses.create(model="m", input="hello")).output_text == "HELLO"
             assert [model.id async for model in client.models.list()] == ["m"]
@@ -54,13 +46,12 @@ async def test_clients_made_in_the_block(endpoint: Endpoint) -> None:
 
 @pytest.mark.parametrize("library", [httpx, httpx2])
 async def test_both_libraries(endpoint: Endpoint, library: Any) -> None:
-    seen = Seen()
 
     def blocking() -> int:
         with library.Client() as client:
             return int(client.post(f"{endpoint.url}/v1/chat/completions", json=BODY).status_code)
 
-    with subscribed(seen), bridge.installed():
+    with kit.events(CallEnded) as seen, bridge.installed():
         async with library.AsyncClient() as client:
             assert (await client.post(f"{endpoint.url}/v1/chat/completions", json=BODY)).status_code == 200
         assert await anyio.to_thread.run_sync(blocking) == 200
@@ -68,9 +59,8 @@ async def test_both_libraries(endpoint: Endpoint, library: Any) -> None:
 
 
 async def test_a_client_made_before_the_block(endpoint: Endpoint) -> None:
-    seen = Seen()
     async with openai.AsyncOpenAI(api_key="k", base_url=f"{endpoint.url}/v1") as client:
-        with subscribed(seen):
+        with kit.events(CallEnded) as seen:
             await client.responses.create(model="m", input="before")
             with bridge.installed():
                 await client.responses.create(model="m", input="in")
@@ -80,8 +70,7 @@ async def test_a_client_made_before_the_block(endpoint: Endpoint) -> None:
 
 
 async def test_a_bridged_client_in_the_block_makes_one_call(endpoint: Endpoint) -> None:
-    seen = Seen()
-    with subscribed(seen), bridge.installed():
+    with kit.events(CallEnded) as seen, bridge.installed():
         async with openai.AsyncOpenAI(
             api_key="k", base_url=f"{endpoint.url}/v1", http_client=bridge.client()
         ) as client:
@@ -92,7 +81,6 @@ async def test_a_bridged_client_in_the_block_makes_one_call(endpoint: Endpoint) 
 async def test_a_native_client_with_an_http_client_makes_one_call(endpoint: Endpoint) -> None:
     from afnio.models.openai import AsyncOpenAI
 
-    seen = Seen()
     async with httpx2.AsyncClient() as http_client:
         native = AsyncOpenAI(
             api_key="k",
@@ -100,7 +88,7 @@ async def test_a_native_client_with_an_http_client_makes_one_call(endpoint: Endp
             http_client=http_client,
             limits=afnio.Limits(max_in_flight=1),
         )
-        with subscribed(seen), bridge.installed():
+        with kit.events(CallEnded) as seen, bridge.installed():
             await native.achat(**BODY)
         assert len(endpoint.asked) == len(seen) == 1
         await asyncio.sleep(0)
@@ -111,8 +99,7 @@ async def test_an_asyncio_run_in_a_thread(endpoint: Endpoint) -> None:
         async with openai.AsyncOpenAI(api_key="k", base_url=f"{endpoint.url}/v1") as client:
             return (await client.responses.create(model="m", input="hello")).output_text
 
-    seen = Seen()
-    with subscribed(seen), bridge.installed():
+    with kit.events(CallEnded) as seen, bridge.installed():
         assert await asyncio.to_thread(asyncio.run, main()) == "HELLO"
     assert len(seen) == 1
 
@@ -128,8 +115,7 @@ async def test_a_thread_without_context_escapes_and_is_named_once(
     endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "afnio")
-    seen = Seen()
-    with subscribed(seen), bridge.installed():
+    with kit.events(CallEnded) as seen, bridge.installed():
         for _ in range(2):
             await asyncio.get_running_loop().run_in_executor(None, in_thread, ask, endpoint.url)
     (warning,) = caplog.records
@@ -153,8 +139,7 @@ async def test_threads_without_context_can_be_taken_in(
             except openai.APIStatusError as error:
                 errors.append(error)
 
-    seen = Seen()
-    with subscribed(seen), afnio.budget(max_calls=1), bridge.installed(threads=True):
+    with kit.events(CallEnded) as seen, afnio.budget(max_calls=1), bridge.installed(threads=True):
         await asyncio.get_running_loop().run_in_executor(None, in_thread, ask_twice)
     (error,) = errors
     assert "max_calls=1" in str(error)
@@ -164,8 +149,7 @@ async def test_threads_without_context_can_be_taken_in(
 
 
 async def test_a_copied_context_belongs_to_the_block(endpoint: Endpoint) -> None:
-    seen = Seen()
-    with subscribed(seen), bridge.installed():
+    with kit.events(CallEnded) as seen, bridge.installed():
         run = copy_context().run
         await asyncio.get_running_loop().run_in_executor(None, in_thread, run, ask, endpoint.url)
     assert len(seen) == 1
@@ -173,7 +157,6 @@ async def test_a_copied_context_belongs_to_the_block(endpoint: Endpoint) -> None
 
 async def test_other_contexts_are_left_alone(endpoint: Endpoint) -> None:
     """A task that began before the block isn't in it."""
-    seen = Seen()
     go = asyncio.Event()
 
     async def elsewhere() -> None:
@@ -182,7 +165,7 @@ async def test_other_contexts_are_left_alone(endpoint: Endpoint) -> None:
             await client.responses.create(model="m", input="hello")
 
     task = asyncio.create_task(elsewhere())
-    with subscribed(seen), bridge.installed():
+    with kit.events(CallEnded) as seen, bridge.installed():
         go.set()
         await task
     assert seen == []
@@ -194,8 +177,7 @@ async def test_a_mock_stays_a_mock(library: Any) -> None:
     """A client's own transport sends the attempts: nothing goes to the network that wouldn't have gone there."""
     found = {"choices": [{"message": {"role": "assistant", "content": "mocked"}, "finish_reason": "stop"}]}
     mock = library.MockTransport(lambda request: library.Response(200, json=found))
-    seen = Seen()
-    with subscribed(seen), bridge.installed():
+    with kit.events(CallEnded) as seen, bridge.installed():
         async with library.AsyncClient(transport=mock) as client:
             reply = await client.post("http://nowhere.invalid/v1/chat/completions", json=BODY)
     assert found == reply.json()

@@ -24,7 +24,7 @@ import afnio
 from afnio import bridge
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime import close
-from afnio.runtime.events import CallEnded, CallReplayed, subscribed
+from afnio.runtime.events import CallEnded, CallReplayed
 
 
 def client_of(endpoint: Endpoint, **options: Any) -> openai.AsyncOpenAI:
@@ -114,10 +114,9 @@ async def test_racing_threads_replay_without_an_alarm(
 
 async def test_equal_requests_of_a_lane_are_calls_of_their_own(endpoint: Endpoint, tmp_path: Path) -> None:
     client = client_of(endpoint)
-    events: list[Any] = []
-    for _ in range(2):
-        async with afnio.journal(tmp_path / "calls.journal"):
-            with subscribed(events.append):
+    with kit.events() as events:
+        for _ in range(2):
+            async with afnio.journal(tmp_path / "calls.journal"):
                 for _ in range(3):
                     await client.responses.create(model="m", input="again")
     assert len(endpoint.asked) == 3

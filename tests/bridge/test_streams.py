@@ -21,7 +21,7 @@ from kit.together import until
 import afnio
 from afnio import bridge
 from afnio.models import tracing
-from afnio.runtime.events import CallEnded, CallReplayed, subscribed
+from afnio.runtime.events import CallEnded, CallReplayed
 
 SAY = [{"role": "user", "content": "one two three"}]
 
@@ -226,10 +226,9 @@ async def test_what_would_take_too_long_to_read_on_is_recorded_as_cut(
 
     endpoint.pace = hang
     seen = []
-    ended: list[Any] = []
     for _ in range(2):
         async with afnio.journal(tmp_path / "calls.journal"):
-            with subscribed(ended.append):
+            with kit.events(CallReplayed) as replayed:
                 stream = await client_of(endpoint).chat.completions.create(
                     model="m", messages=SAY, stream=True
                 )
@@ -242,7 +241,7 @@ async def test_what_would_take_too_long_to_read_on_is_recorded_as_cut(
                 await stream.close()
     assert seen == [["", "ONE ", "TWO "]] * 2
     assert len(endpoint.asked) == 1
-    assert len([event for event in ended if isinstance(event, CallReplayed)]) == 1
+    assert len(replayed) == 1
     await until(lambda: endpoint.gone)
 
     # A reader that wants more than the one before it is told so.

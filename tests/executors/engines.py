@@ -17,13 +17,13 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import kit
 from kit import errands
 
 import afnio
 import afnio.cognitive.functional as F
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime import Limits, current_runtime
-from afnio.runtime.events import subscribed
 from afnio.testing import ScriptedClient
 
 
@@ -137,8 +137,7 @@ def calls(make: Any, url: str, folder: Path) -> Any:
     rows = [f"row {number}" for number in range(20)]
     seen: list[Any] = []
     for _ in range(2):
-        events: list[Any] = []
-        with afnio.journal(folder / "calls.journal"), afnio.budget() as spent, subscribed(events.append):
+        with afnio.journal(folder / "calls.journal"), afnio.budget() as spent, kit.events() as events:
             right = afnio.Variable(rows).map(call, executor=make).data == [row.upper() for row in rows]
         kinds = [type(event).__name__ for event in events]
         lanes = [getattr(event, "lane", None) for event in events if type(event).__name__.startswith("Call")]

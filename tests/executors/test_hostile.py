@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import kit
 import psutil
 import pytest
 from aiohttp import web
@@ -20,7 +21,7 @@ from kit.endpoint import Endpoint
 
 import afnio
 from afnio.runtime import current_runtime
-from afnio.runtime.events import CallReplayed, subscribed
+from afnio.runtime.events import CallReplayed
 
 SPAWN = multiprocessing.get_context("spawn")
 WORKERS = functools.partial(ProcessPoolExecutor, 2, mp_context=SPAWN)
@@ -133,12 +134,9 @@ async def test_a_call_that_failed_before_its_worker_was_lost_is_asked_where_a_re
 ) -> None:
     endpoint.fail = lambda number, asked: web.json_response({"error": {}}, status=400) if not number else None
     call = functools.partial(errands.fail_and_die, f"{endpoint.url}/v1", str(tmp_path))
-    replayed: list[Any] = []
-    for _ in range(2):
-        async with afnio.journal(tmp_path / "calls.journal"):
-            with subscribed(
-                lambda event: replayed.append(event) if isinstance(event, CallReplayed) else None
-            ):
+    with kit.events(CallReplayed) as replayed:
+        for _ in range(2):
+            async with afnio.journal(tmp_path / "calls.journal"):
                 assert (await afnio.Variable(["x"]).map(call, executor=WORKERS)).data == ["X"]
     assert (len(endpoint.asked), len(replayed)) == (2, 1)
 

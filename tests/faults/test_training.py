@@ -7,13 +7,14 @@ import json
 from contextlib import nullcontext, suppress
 from typing import Any
 
+import kit
 import pytest
 
 import afnio
 import afnio.cognitive as cog
 from afnio.errors import FinalModelError
 from afnio.models.openai import AsyncOpenAI
-from afnio.runtime.events import CallEnded, CallRetried, subscribed
+from afnio.runtime.events import CallEnded, CallRetried
 from afnio.testing import FaultPlan, Provider
 from afnio.utils.agents import SentimentAnalyzer
 
@@ -52,18 +53,10 @@ def train(provider: Any, quorum: float | None = None) -> dict[str, Any]:
     optimizer = afnio.optim.TGD(agent.parameters(), client, model="m")
     texts, labels = zip(*SAMPLES, strict=True)
     scores: list[Any] = []
-    ended: list[CallEnded] = []
-    retried: list[CallRetried] = []
-
-    def observe(event: Any) -> None:
-        if isinstance(event, CallEnded):
-            ended.append(event)
-        elif isinstance(event, CallRetried):
-            retried.append(event)
-
     tolerance = afnio.tolerate(quorum) if quorum else afnio.scope()
     with (
-        subscribed(observe),
+        kit.events(CallEnded) as ended,
+        kit.events(CallRetried) as retried,
         afnio.set_backward_model_client(client, completion_args={"model": "m"}),
         tolerance,
     ):

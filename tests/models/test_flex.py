@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from decimal import Decimal
 from pathlib import Path
 
 import anyio
+import kit
 import openai
 import pytest
 from aiohttp import web
 from kit.endpoint import Endpoint, data
+from kit.together import until
 
 import afnio
 from afnio import bridge
@@ -21,7 +22,7 @@ from afnio.models import _prices, price_of
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime import _call as path
 from afnio.runtime._call import attempt_deadline
-from afnio.runtime.events import CallEnded, CallRetried, subscribed
+from afnio.runtime.events import CallEnded, CallRetried
 from afnio.testing import Fault, Provider
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -68,11 +69,10 @@ def rows(ledger):
 async def test_flex_costs_half(options):
     """By the client's default or in one call."""
     of_client, of_call = options
-    ended = []
     async with Provider(lm=lambda request: "yes", seed=1) as provider:
-        with afnio.budget(max_cost=1) as budget, subscribed(ended.append):
+        with afnio.budget(max_cost=1) as budget, kit.events(CallEnded) as ended:
             reply = await ask(client(provider, **of_client), **of_call)
-    costs = [event.cost for event in ended if isinstance(event, CallEnded)]
+    costs = [event.cost for event in ended]
     assert (reply.service_tier, rows(budget.ledger), costs) == (
         "flex",
         [("flex", 1, 1, STANDARD / 2)],
@@ -145,20 +145,14 @@ async def test_a_full_tier_uses_up_nothing(monkeypatch):
 async def test_a_full_tier_is_no_rate_limit():
     """The account's other calls go on, while this one waits for as long as the provider asked."""
     full = Fault(429, FULL.body, {"retry-after": "60"})
-    refused = threading.Event()  # subscribers are called on the runtime's thread
-
-    def note(event):
-        if isinstance(event, CallRetried):
-            refused.set()
-
     async with Provider(
         lm=lambda request: "yes",
         fault=lambda request, index: full if "service_tier" in request else None,
     ) as provider:
-        with subscribed(note), anyio.fail_after(30):
+        with kit.events(CallRetried) as refused, anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(ask, client(provider, service_tier="flex"))
-                await anyio.to_thread.run_sync(refused.wait)
+                await until(lambda: refused)
                 reply = await ask(client(provider))
                 tasks.cancel_scope.cancel()
     assert str(reply) == "yes"

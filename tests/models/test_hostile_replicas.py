@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from typing import Any
 
 import anyio
@@ -14,7 +13,7 @@ import afnio
 import afnio.cognitive as cog
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime import places
-from afnio.runtime.events import CallEnded, CallRetried, ReplicaLeftOut, ReplicaTakenBack, subscribed
+from afnio.runtime.events import CallEnded, CallRetried, ReplicaLeftOut, ReplicaTakenBack
 from afnio.testing import FaultPlan, Provider, Quota
 
 NOBODY = "http://127.0.0.1:9/v1"
@@ -71,21 +70,15 @@ def state(lm: AsyncOpenAI, url: str) -> Any:
 )
 async def test_one_that_never_gives_an_answer(kind: str) -> None:
     """It fails at once, so it always has the fewest calls in flight. Its circuit opens, or it pauses."""
-    attempts: list[int] = []
-
-    def note(event: Any) -> None:
-        if isinstance(event, CallEnded):
-            attempts.append(event.attempts)
-
     faults = FaultPlan({kind: 1.0}, retry_after=60.0)
     async with Provider(lm=repeats, latency=0.005) as well, Provider(lm=repeats, faults=faults) as ill:
         lm = group(ill.base_url, well.base_url, name=f"never {kind}")
-        with subscribed(note):
+        with kit.events(CallEnded) as ended:
             assert await answers(lm, 200) == expected(200)
         assert well.stats()["requests"] == 200
         # 22 requests are judged together, and 8 may be in flight. The 429s stop after the first of them.
         assert ill.stats()["requests"] <= 22 + 8 + 4
-        assert max(attempts) <= 8
+        assert max(event.attempts for event in ended) <= 8
         assert state(lm, ill.base_url).trouble == ("refusing" if "429" in kind else "failing")
         assert state(lm, ill.base_url).failed == ill.stats()["requests"]
         assert (state(lm, well.base_url).answered, state(lm, well.base_url).trouble) == (200, "")
@@ -93,15 +86,14 @@ async def test_one_that_never_gives_an_answer(kind: str) -> None:
 
 async def test_a_refused_call_goes_to_another_replica_at_once() -> None:
     """`retry-after` is said for one replica: no call waits for it while another has a place."""
-    seen: Counter[type] = Counter()
     faults = FaultPlan({"429-seconds": 1.0}, retry_after=3600.0)
     async with Provider(lm=repeats) as well, Provider(lm=repeats, faults=faults) as ill:
         lm = group(ill.base_url, well.base_url, name="refused")
-        with subscribed(lambda event: seen.update([type(event)])), anyio.fail_after(30):
+        with kit.events(CallRetried) as retried, anyio.fail_after(30):
             for number in range(20):
                 reply = await lm.achat(messages=[{"role": "user", "content": f"text {number}"}], model="m")
                 assert reply.content == f"text {number}"
-        assert seen[CallRetried] == 0
+        assert retried == []
         assert ill.stats()["requests"] == 1
 
 
@@ -165,12 +157,11 @@ async def test_limits_are_each_replicas() -> None:
 @pytest.mark.nightly
 async def test_the_retry_budget_is_the_groups() -> None:
     """Retries after one replica's failures are granted for the calls of all: 50, and one for each call."""
-    seen: Counter[type] = Counter()
     async with Provider(lm=repeats, latency=0.002) as well, Provider(lm=repeats, faults={"500": 0.5}) as ill:
         lm = group(ill.base_url, well.base_url, name="budget")
-        with subscribed(lambda event: seen.update([type(event)])):
+        with kit.events(CallRetried) as retried:
             assert await answers(lm, 400) == expected(400)
-        assert 50 < seen[CallRetried] < 400
+        assert 50 < len(retried) < 400
 
 
 async def test_all_of_them_are_away_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

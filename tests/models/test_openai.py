@@ -21,7 +21,7 @@ import afnio
 import afnio.cognitive as cog
 from afnio.errors import FinalModelError, ModelError, RateLimitedError, TransientModelError, UnreachableError
 from afnio.models.openai import AsyncOpenAI
-from afnio.runtime.events import CallRetried, subscribed
+from afnio.runtime.events import CallRetried
 from afnio.testing import Fault, Provider
 
 KEY = "sk-secret-0123456789"
@@ -135,8 +135,8 @@ async def test_server_errors_and_resets_are_tried_again():
 async def test_a_rate_limit_waits_as_long_as_it_is_told(headers, least):
     """By each of the three headers."""
     async with Provider(lm=say("hi"), fault=first(Fault(429, headers=headers))) as provider:
-        events, started = [], time.monotonic()
-        with subscribed(events.append):
+        started = time.monotonic()
+        with kit.events() as events:
             assert str(await ask(client(provider))) == "hi"
         assert time.monotonic() - started >= least
         assert events[0].wait == pytest.approx(least, abs=0.01)

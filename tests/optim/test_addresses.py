@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import kit
 import pytest
 
 import afnio
 import afnio.cognitive as cog
 from afnio.models import ChatModel
 from afnio.optim import TGD, Change, Optimizer, tgd
-from afnio.runtime.events import CallEnded, subscribed
+from afnio.runtime.events import CallEnded
 from afnio.testing import ScriptedClient
 
 
 def addresses(run):
     """Return the addresses of the calls that `run` makes, below the scope around it."""
-    found = []
-    with (
-        subscribed(lambda e: found.append(e.address.partition("/")[2]) if isinstance(e, CallEnded) else None),
-        afnio.scope(name="run"),
-    ):
+    with kit.events(CallEnded) as ended, afnio.scope(name="run"):
         run()
-    return sorted(found)
+    return sorted(event.address.partition("/")[2] for event in ended)
 
 
 def reply(request):

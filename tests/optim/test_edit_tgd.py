@@ -1063,9 +1063,8 @@ def test_lr_is_read_where_the_step_is_launched():
     """What a loop assigns later is the next step's."""
     agent = Agent()
     optimizer = agent.optimizer(rows=agent.rows)
-    counts = []
-    for lr in (4, 1, 2):
-        optimizer.param_groups[0]["lr"] = lr
-        with subscribed(lambda e: counts.append(names(e)) if isinstance(e, StepEnded) else None):
+    with kit.events(StepEnded) as steps:
+        for lr in (4, 1, 2):
+            optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
-    assert [sum(name.startswith("chain") for name in found) for found in counts] == [4, 1, 2]
+    assert [sum(name.startswith("chain") for name in names(step)) for step in steps] == [4, 1, 2]

@@ -6,6 +6,7 @@ from contextvars import copy_context
 from typing import Any
 
 import anyio
+import kit
 import pytest
 import trio
 
@@ -231,7 +232,7 @@ def test_failures_of_a_long_scope_are_let_go() -> None:
 
 def test_every_call_has_its_own_address() -> None:
     """Two chat nodes in one pass, two parameters in one step, two callables of one lane: no address twice."""
-    from afnio.runtime.events import CallEnded, subscribed
+    from afnio.runtime.events import CallEnded
 
     addresses: list[str] = []
     replies = {
@@ -254,7 +255,7 @@ def test_every_call_has_its_own_address() -> None:
 
     with (
         afnio.set_backward_model_client(client, completion_args={"model": "m"}),
-        subscribed(lambda event: addresses.append(event.address) if isinstance(event, CallEnded) else None),
+        kit.events(CallEnded) as ended,
     ):
         first = afnio.cognitive.functional.chat_completion(client, messages, model="m")
         second = afnio.cognitive.functional.chat_completion(
@@ -265,6 +266,7 @@ def test_every_call_has_its_own_address() -> None:
         )
         explanation.backward()
         afnio.optim.TGD([p, q], client, model="m").step()
+    addresses = [event.address for event in ended]
     assert len(addresses) == 2 + 4 + 2 + 2
     assert len(addresses) == len(set(addresses)), sorted(addresses)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import kit
 import pytest
 from kit.roles import comment, kind, prompt, shown
 
@@ -18,7 +19,7 @@ import afnio.cognitive as cog
 from afnio import tellurio as te
 from afnio.errors import BatchError
 from afnio.optim import TGD, EditTGD, Gate
-from afnio.runtime.events import StepEnded, subscribed
+from afnio.runtime.events import StepEnded
 from afnio.testing import ScriptedClient
 from afnio.trainer import Trainer
 from afnio.utils.data import DataLoader, Dataset
@@ -145,12 +146,12 @@ class Pair:
 
 def search(home: Path, steps: int = 8) -> list[StepEnded]:
     """A run of EditTGD with three parameters, of which one is frozen; returns what its steps told."""
-    agent, told = Pair(), list[StepEnded]()
+    agent = Pair()
     agent.greeting.requires_grad_(False)
     with (
         te.init("me", "emails", name="wide-race", dir=home, resume=False),
         afnio.set_backward_model_client(agent.client, completion_args={"model": "m"}),
-        subscribed(lambda event: told.append(event) if isinstance(event, StepEnded) else None),
+        kit.events(StepEnded) as told,
     ):
         optimizer = EditTGD(
             [agent.even, agent.odd, agent.greeting], ScriptedClient(agent.play), agent.launch, Samples(0, 60),

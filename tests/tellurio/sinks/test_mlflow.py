@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("mlflow", reason="afnio[mlflow] is not installed")
-pytest.importorskip("sqlalchemy", reason="MLflow's SQLite store needs sqlalchemy")
-
 import anyio
+import pytest
 from kit.roles import comment, play
 from kit.together import Together
 
@@ -23,10 +20,15 @@ from afnio.models import ChatRequest
 from afnio.tellurio.sinks.mlflow import MlflowSink
 from afnio.testing import ScriptedClient
 
-# Warnings of MLflow's and its libraries' own code.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::Warning:mlflow", "ignore::Warning:sqlalchemy", "ignore::Warning:alembic"
-)
+pytestmark = [
+    # Imported by the first test, as that takes seconds: each worker imports this file, and one runs it.
+    pytest.mark.skipif(find_spec("mlflow") is None, reason="afnio[mlflow] is not installed"),
+    pytest.mark.skipif(find_spec("sqlalchemy") is None, reason="MLflow's SQLite store needs sqlalchemy"),
+    # Warnings of MLflow's and its libraries' own code.
+    pytest.mark.filterwarnings(
+        "ignore::Warning:mlflow", "ignore::Warning:sqlalchemy", "ignore::Warning:alembic"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
