@@ -1,30 +1,15 @@
-"""Lock files: one holder, no inheritance, and a look at them from outside."""
+"""Lock files that others open at the same moment. One holder and no inheritance: runtime/journal/test_lock."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from afnio.errors import LockHeldError
 from afnio.runtime._files import LockFile, is_locked
-
-
-def test_it_is_held_until_it_is_released(tmp_path: Path) -> None:
-    """The file goes with the lock; releasing twice does no harm."""
-    lock = LockFile(tmp_path / "name.lock")
-    assert is_locked(lock.path)
-    with pytest.raises(LockHeldError) as caught:
-        LockFile(lock.path)
-    assert os.getpid() == caught.value.holder
-    lock.release()
-    lock.release()
-    assert not lock.path.exists()
-    assert not is_locked(lock.path)
 
 
 def test_a_file_that_its_holder_removed_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,18 +30,12 @@ def test_a_file_that_its_holder_removed_is_no_lock(tmp_path: Path, monkeypatch: 
     assert not second.path.exists()
 
 
-def test_a_process_that_looks_is_no_holder(tmp_path: Path) -> None:
+def test_a_process_that_looks_is_no_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has a shared lock for a moment; taking the lock waits for that."""
     path = tmp_path / "name.lock"
     path.touch()
     descriptor = os.open(path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
-
-    def let_go() -> None:
-        time.sleep(0.03)
-        os.close(descriptor)
-
-    looking = threading.Thread(target=let_go)
-    looking.start()
+    monkeypatch.setattr(time, "sleep", lambda seconds: os.close(descriptor))
     LockFile(path).release()
-    looking.join()
+    assert not path.exists()
