@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from afnio import tellurio as tellurio
     from afnio import testing as testing
     from afnio import texts as texts
+    from afnio import traces as traces
     from afnio import trainer as trainer
     from afnio import utils as utils
     from afnio.cognitive._archive import load as load
@@ -113,5 +114,5 @@ __getattr__, __dir__ = _lazily(
         "afnio.studies._stores": "load_prompts",
         "afnio.runtime._executors": "Workers",
     },
-    modules="bridge optim ray stats tellurio testing texts trainer utils",
+    modules="bridge optim ray stats tellurio testing texts traces trainer utils",
 )

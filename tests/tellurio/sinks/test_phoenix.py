@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -104,3 +105,7 @@ def test_phoenix_reads_a_resumed_run(phoenix: str, tmp_path: Path) -> None:
     events = [event for span in spans for event in span["events"]]
     assert [event["name"] for event in events] == ["gen_ai.evaluation.result"]
     assert events[0]["attributes"]["gen_ai.evaluation.score.value"] == 0.0
+    # Phoenix's export gives the input of the call back.
+    (tmp_path / "spans.json").write_text(json.dumps({"data": spans}))
+    rows, _ = afnio.traces.read(tmp_path / "spans.json")
+    assert [row["inputs"] for row in rows] == ["Weather?"]
