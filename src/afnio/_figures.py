@@ -148,8 +148,16 @@ class Gain:
         >>> print(Gain.of([0, 0, 1, 1] * 10, [1, 1, 1, 1] * 10, graded=False))
         +50.0 points (31.1 to 64.1; 20 rows better, 0 worse)
         """
-        found = paired_interval(before, after, highest=highest)
-        return cls(found.difference, found.low, found.high, found.samples, found.won, found.lost, graded)
+        interval = paired_interval(before, after, highest=highest)
+        return cls(
+            interval.difference,
+            interval.low,
+            interval.high,
+            interval.samples,
+            interval.won,
+            interval.lost,
+            graded,
+        )
 
     @property
     def is_clear(self) -> bool:

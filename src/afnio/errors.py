@@ -338,10 +338,10 @@ class BatchError(ExceptionGroup[Exception]):
 
 def distinct(errors: Iterable[E]) -> list[E]:
     """Return the first of each kind of equal errors."""
-    found: dict[object, E] = {}
+    first: dict[object, E] = {}
     for error in errors:
-        found.setdefault(likeness(error), error)
-    return list(found.values())
+        first.setdefault(likeness(error), error)
+    return list(first.values())
 
 
 def likeness(error: BaseException) -> object:

@@ -209,19 +209,19 @@ class _Session:
 
     def _look(self) -> str:
         """Return why the cluster can't be used, or ""."""
-        found: list[str] = []
+        lost: list[str] = []
 
         def look() -> None:
             try:
                 alive = any(node["Alive"] for node in self._ray.nodes() if node["NodeID"] == self._node)
-                found.append("" if alive else "the node of this program has died")
+                lost.append("" if alive else "the node of this program has died")
             except Exception as error:
-                found.append(reason(error))
+                lost.append(reason(error))
 
         looking = threading.Thread(target=look, name="afnio-ray-look", daemon=True)
         looking.start()
         looking.join(_PATIENCE)
-        return found[0] if found else f"its head has not answered for {_PATIENCE:g} s"
+        return lost[0] if lost else f"its head has not answered for {_PATIENCE:g} s"
 
     def _end(self, why: str) -> None:
         with _lock:
@@ -318,16 +318,16 @@ def _listening() -> dict[str, str]:
 
     Empty on systems without /proc, where Ray listens on loopback by default.
     """
-    found: dict[str, str] = {}
+    listening: dict[str, str] = {}
     for table in ("tcp", "tcp6"):
         with suppress(OSError):
             for line in Path("/proc/net", table).read_text().splitlines()[1:]:
                 fields = line.split()
                 host, _, port = fields[1].partition(":")
                 if fields[3] == "0A" and not _is_loopback(host):
-                    found[fields[9]] = f"port {int(port, 16)}"
+                    listening[fields[9]] = f"port {int(port, 16)}"
     own = {inode for process in _family() for inode in _sockets_of(process)}
-    return {inode: address for inode, address in found.items() if inode in own}
+    return {inode: address for inode, address in listening.items() if inode in own}
 
 
 def _is_loopback(host: str) -> bool:

@@ -284,21 +284,21 @@ def p_value(pairs: Sequence[float]) -> float:
     >>> p_value([1.0, 0.01, 0.01]), p_value([0.3, 0.1, -0.1, 0.2])
     (0.125, 0.1875)
     """
-    found = [pair for pair in pairs if pair]
-    sizes = [abs(pair) for pair in found]
+    differing = [pair for pair in pairs if pair]
+    sizes = [abs(pair) for pair in differing]
     if not sizes:
         return 1.0
     if max(sizes) == min(sizes):
-        wins = sum(pair > 0 for pair in found)
+        wins = sum(pair > 0 for pair in differing)
         tail = sum(math.comb(len(sizes), number) for number in range(wins, len(sizes) + 1))
         return tail / (1 << len(sizes))
     if len(sizes) > MANY:
-        return _approximate(found)
+        return _approximate(differing)
     step = _step(sizes)
     steps = [round(size / step) for size in sizes]
     # A sum of rounded sizes may be off by `error` in each direction. Count every sum that may be as high.
     error = math.fsum(abs(size / step - whole) for size, whole in zip(sizes, steps, strict=True))
-    gained = sum(whole for whole, pair in zip(steps, found, strict=True) if pair > 0)
+    gained = sum(whole for whole, pair in zip(steps, differing, strict=True) if pair > 0)
     return _tail(steps, max(0, math.ceil(gained - error - 1e-6)))
 
 

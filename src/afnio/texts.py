@@ -115,21 +115,21 @@ def functions(functions: Iterable[Callable[..., Any]], changed: Texts | None = N
     >>> found.__doc__, found is look_up
     ('Find an order by its number.', False)
     """
-    given = list(functions)
-    for function in given:
+    passed = list(functions)
+    for function in passed:
         if not isinstance(function, FunctionType | MethodType):
             raise TypeError(
                 f"functions must be functions or methods (got {_short(function)}); wrap it in a def with a docstring"
             )
-    docs = [inspect.getdoc(function) for function in given]
+    docs = [inspect.getdoc(function) for function in passed]
     named = _named(
-        docs, [(_cleaned(function.__name__), (number,)) for number, function in enumerate(given)], "function"
+        docs, [(_cleaned(function.__name__), (number,)) for number, function in enumerate(passed)], "function"
     )
     if changed is None:
         return _read_or_put(docs, named, None)
     return [
         function if new == old else _documented(function, new)
-        for function, old, new in zip(given, docs, _read_or_put(docs, named, changed), strict=True)
+        for function, old, new in zip(passed, docs, _read_or_put(docs, named, changed), strict=True)
     ]
 
 
@@ -343,12 +343,12 @@ class _Scalar(NamedTuple):
 
 def _called(head: str, key: str, path: str) -> _Scalar | None:
     """Return the value of a key of a YAML head, and where it stands; without a library, for texts alone."""
-    found = re.search(
+    match = re.search(
         rf"^{key}[ \t]*:(?:[ \t]+|(?=\r?$))(.*(?:\r?\n(?:[ \t]+.*|(?=[ \t]*\r?\n)))*)", head, re.MULTILINE
     )
-    if found is None:
+    if match is None:
         return None
-    start, raw = found.start(1), found[1]
+    start, raw = match.start(1), match[1]
     block = re.match(r"([|>])([+-]?)([1-9]?)([+-]?)[ \t]*(?:#.*)?\r?\n", raw)
     if block is not None:
         text = _block(raw[block.end() :], block[1] == ">", block[2] or block[4], block[3])

@@ -112,11 +112,11 @@ def launch_grad(
     assert targets is not None
     sweep = Sweep(roots, _seeds(roots, grad_outputs), targets, keep=bool(retain_graph), capture=True)
     faces = [target if isinstance(target, Variable) else Variable() for target in _listed(inputs)]
-    found = dict(sweep.captured)
+    captured = dict(sweep.captured)
 
     def read(_: Any) -> list[list[Variable]]:
         return [
-            face.gradients_of([found[target]]) if target in found else []
+            face.gradients_of([captured[target]]) if target in captured else []
             for face, target in zip(faces, targets, strict=True)
         ]
 
@@ -557,13 +557,13 @@ def _hook_text(returned: Any) -> str:
 # Arguments of a pass: where it starts, with which seeds, and what it gathers for.
 
 
-def _check_root(root: Variable, seed: Variable | None, known: dict[Node, bool]) -> None:
+def _check_root(root: Variable, seed: Variable | None, checked: dict[Node, bool]) -> None:
     if root.grad_fn is None:
         raise GraphError(
             f"backward() starts at the output of an op, and {root!r} is a leaf; call it on the output of an "
             "evaluator, with a Variable that has requires_grad=True among the inputs"
         )
-    if seed is None and not _seedless(root.grad_fn, known):
+    if seed is None and not _seedless(root.grad_fn, checked):
         raise GraphError(
             f"backward() from {root.grad_fn.name()} needs a feedback to start from, because only evaluators write "
             'one themselves; write variable.backward(afnio.Variable("what should change"))'
@@ -574,7 +574,7 @@ def _check_root(root: Variable, seed: Variable | None, known: dict[Node, bool]) 
         )
 
 
-def _seedless(node: Node, known: dict[Node, bool]) -> bool:
+def _seedless(node: Node, checked: dict[Node, bool]) -> bool:
     """Return True if a pass may start at `node` without a seed: at evaluators, and ops that only add them up.
 
     Args:
@@ -583,26 +583,26 @@ def _seedless(node: Node, known: dict[Node, bool]) -> bool:
     stack = [node]
     while stack:
         current = stack[-1]
-        if current in known:
+        if current in checked:
             stack.pop()
             continue
         function = current.function
         if function is None or function.seedless or not function.transparent:
-            known[current] = function is not None and function.seedless
+            checked[current] = function is not None and function.seedless
             continue
         before = [edge.node for edge in current.edges if edge is not None]
-        unknown = [producer for producer in before if producer not in known]
+        unknown = [producer for producer in before if producer not in checked]
         if unknown:
             stack.extend(unknown)
         else:
-            known[current] = all(known[producer] for producer in before)
-    return known[node]
+            checked[current] = all(checked[producer] for producer in before)
+    return checked[node]
 
 
-def _seeds(roots: Sequence[Variable], given: Any) -> Sequence[Variable | None]:
-    if given is None:
+def _seeds(roots: Sequence[Variable], feedback: Any) -> Sequence[Variable | None]:
+    if feedback is None:
         return [None] * len(roots)
-    seeds = list(given) if isinstance(given, list | tuple) else [given]
+    seeds = list(feedback) if isinstance(feedback, list | tuple) else [feedback]
     if len(seeds) != len(roots):
         raise ValueError(
             f"{len(roots)} variables need as many seeds (got {len(seeds)}); use None for no seed"
@@ -670,20 +670,20 @@ async def resolve(tree: T) -> T:
     >>> afnio.run(main())
     3
     """
-    found: list[Any] = []
-    _collect(tree, found)
-    await wait_async([slot for value in found if isinstance(value, Variable) for slot in value.cell()[0]])
-    for value in found:
+    variables: list[Any] = []
+    _collect(tree, variables)
+    await wait_async([slot for value in variables if isinstance(value, Variable) for slot in value.cell()[0]])
+    for value in variables:
         await value
     return tree
 
 
-def _collect(tree: Any, found: list[Any]) -> None:
+def _collect(tree: Any, variables: list[Any]) -> None:
     if isinstance(tree, Variable | Pending):
-        found.append(tree)
+        variables.append(tree)
     elif isinstance(tree, Mapping):
         for item in tree.values():
-            _collect(item, found)
+            _collect(item, variables)
     elif isinstance(tree, list | tuple):
         for item in tree:
-            _collect(item, found)
+            _collect(item, variables)

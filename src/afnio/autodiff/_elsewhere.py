@@ -64,9 +64,9 @@ def packed_forward(function: type[Function]) -> Remote:
     return Remote(run, Workers.of(function.executor), name=function.__name__)
 
 
-def run_in_worker(forward: Callable[..., Any], given: tuple[Any, ...], args: Any, kwargs: Any) -> Any:
+def run_in_worker(forward: Callable[..., Any], context: tuple[Any, ...], args: Any, kwargs: Any) -> Any:
     """Run one lane's forward; in the worker. Returns its result and what it has set on `ctx`."""
-    ctx = WorkerContext(*given)
+    ctx = WorkerContext(*context)
     result = forward(ctx, *args, **kwargs)
     if not inspect.iscoroutine(result):
         return result, ctx.added()
@@ -79,8 +79,8 @@ def run_in_worker(forward: Callable[..., Any], given: tuple[Any, ...], args: Any
 
 async def forward_elsewhere(job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run one lane's forward in a worker, and take over what it has set on `ctx`."""
-    given = (ctx.needs_input_grad, tuple(ctx.input_roles), tuple(ctx.output_roles), ctx.lane, ctx.address)
+    context = (ctx.needs_input_grad, tuple(ctx.input_roles), tuple(ctx.output_roles), ctx.lane, ctx.address)
     assert ctx.elsewhere is not None
-    result, added = await call_in_node(job, ctx.elsewhere, given, args, kwargs)
+    result, added = await call_in_node(job, ctx.elsewhere, context, args, kwargs)
     ctx.__dict__.update(added)
     return result

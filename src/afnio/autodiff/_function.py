@@ -364,7 +364,7 @@ def _add_batched(launch: Launch, op: Op) -> None:
 
     async def run(job: Job, outcomes: list[Any]) -> Outcomes:
         rows = [outcomes[number * width : (number + 1) * width] for number in range(size)]
-        stopped = {n: found for n, row in enumerate(rows) if (found := inherited(row)) is not PENDING}
+        stopped = {n: outcome for n, row in enumerate(rows) if (outcome := inherited(row)) is not PENDING}
         error = batch_failure([stopped.get(n, True) for n in range(size)], launch.title, quorum)
         if error is not None:
             raise error
@@ -438,14 +438,14 @@ def _names(cls: type[Function], arguments: Arguments) -> dict[int, str]:
     """Return the name of each Variable by its number: that of its argument, as forward's signature has it."""
     positional = list(inspect.signature(cls.forward).parameters)[1 : 1 + len(arguments.args)]
     names = [*positional, *[""] * (len(arguments.args) - len(positional)), *arguments.kwargs]
-    found: dict[int, str] = {}
+    by_number: dict[int, str] = {}
 
     def visit(position: int, index: int) -> None:
         if names[position]:
-            found.setdefault(index, names[position])
+            by_number.setdefault(index, names[position])
 
     arguments.places(visit)
-    return found
+    return by_number
 
 
 def _by_variable(cls: type[Function], ctx: Context, returned: Any) -> list[Feedback | str | None]:
@@ -458,18 +458,18 @@ def _by_variable(cls: type[Function], ctx: Context, returned: Any) -> list[Feedb
             f"{cls.__name__}.backward must return {width} values, one for each argument of forward "
             f"(got {len(entries)}); return None for an argument without feedback"
         )
-    found: list[list[str]] = [[] for _ in arguments.cells]
+    names: list[list[str]] = [[] for _ in arguments.cells]
     lists = {position: iter(entry) for position, entry in enumerate(entries) if isinstance(entry, list)}
 
     def visit(position: int, index: int) -> None:
         entry = next(lists[position], None) if position in lists else entries[position]
         if entry is not None and not isinstance(entry, str):
             raise TypeError(f"{cls.__name__}.backward must return texts or None (got {entry!r})")
-        if entry and entry not in found[index]:
-            found[index].append(entry)
+        if entry and entry not in names[index]:
+            names[index].append(entry)
 
     arguments.places(visit)
-    return ["\n".join(texts) if texts else None for texts in found]
+    return ["\n".join(texts) if texts else None for texts in names]
 
 
 # The arguments of an op.

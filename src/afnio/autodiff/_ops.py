@@ -118,9 +118,9 @@ def _require_one_kind(op: str, values: Sequence[Any]) -> None:
 def _check_known(op: str, arguments: Arguments) -> None:
     """Raise at the launch line if values that have already arrived can't be combined."""
     firsts = [slots[0].outcome for slots, _ in arguments.cells if slots and slots[0].outcome is not PENDING]
-    known = [value for value in firsts if isinstance(value, str | int | float)]
-    if known:
-        _require_one_kind(op, known)
+    values = [value for value in firsts if isinstance(value, str | int | float)]
+    if values:
+        _require_one_kind(op, values)
 
 
 @final

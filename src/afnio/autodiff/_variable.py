@@ -200,12 +200,12 @@ class Variable:
         """The errors of failed samples by index (0 for a scalar); waits for the value."""
         slots, _ = self.cell()
         wait(slots)
-        found: dict[int, BaseException] = {}
+        by_sample: dict[int, BaseException] = {}
         for lane, slot in enumerate(slots):
             if isinstance(slot.outcome, Failure):
                 slot.outcome.mark_read()
-                found[lane] = slot.outcome.error
-        return found
+                by_sample[lane] = slot.outcome.error
+        return by_sample
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -480,8 +480,8 @@ class Variable:
 
     def is_floating_point(self) -> bool:
         """Return True if every leaf but None is a float; waits."""
-        found = [leaf for leaf in leaves(self.data) if leaf is not None]
-        return bool(found) and all(isinstance(leaf, float) for leaf in found)
+        values = [leaf for leaf in leaves(self.data) if leaf is not None]
+        return bool(values) and all(isinstance(leaf, float) for leaf in values)
 
     def __add__(self, other: Variable) -> Variable:
         from afnio.autodiff._ops import Add

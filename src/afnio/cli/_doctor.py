@@ -91,8 +91,8 @@ def doctor_main(argv: Sequence[str]) -> int:
     findings = [_environment(), _folder(), *run(asked(urls, key, options.model, options.calls))]
     healthy = all(finding.verdict != "failed" for finding in findings)
     if options.json:
-        found = {f.check: {"verdict": f.verdict, "text": f.text, **f.figures} for f in findings}
-        sys.stdout.write(json.dumps({"healthy": healthy, "checks": found}, indent=1) + "\n")
+        report = {f.check: {"verdict": f.verdict, "text": f.text, **f.figures} for f in findings}
+        sys.stdout.write(json.dumps({"healthy": healthy, "checks": report}, indent=1) + "\n")
     else:
         for finding in findings:
             sys.stdout.write(f"{finding.verdict:<7} {finding.check:<12} {finding.text}\n")

@@ -114,14 +114,14 @@ def gateway_main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _upstreams(given: Sequence[str]) -> dict[str, str]:
+def _upstreams(options: Sequence[str]) -> dict[str, str]:
     """Return base URLs by name; the one without a name is "".
 
     >>> _upstreams(["https://a.example/v1/", "b=http://127.0.0.1:8000/v1"])
     {'': 'https://a.example/v1', 'b': 'http://127.0.0.1:8000/v1'}
     """
-    found: dict[str, str] = {}
-    for entry in given:
+    urls: dict[str, str] = {}
+    for entry in options:
         name, equals, url = entry.partition("=")
         if not equals or "/" in name:
             name, url = "", entry
@@ -132,7 +132,7 @@ def _upstreams(given: Sequence[str]) -> dict[str, str]:
             )
         if parts.username or parts.query:
             raise ValueError("--upstream must not hold credentials or a query; clients send their own keys")
-        if name in found:
+        if name in urls:
             raise ValueError(
                 f"--upstream was given twice for the path /{name}; name one of them, as NAME=URL"
             )
@@ -140,8 +140,8 @@ def _upstreams(given: Sequence[str]) -> dict[str, str]:
             raise ValueError(
                 "--upstream can't be named afnio, which is the path of the gateway's pages; choose another name"
             )
-        found[name] = url.rstrip("/")
-    return found
+        urls[name] = url.rstrip("/")
+    return urls
 
 
 def _positive(text: str) -> int:
@@ -328,10 +328,10 @@ def prompts_main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     options = parser.parse_args(argv)
     prompts = all_prompts()
-    known = [prompt.name for prompt in prompts]
-    unknown = [name for name in options.names if name not in known]
+    names = [prompt.name for prompt in prompts]
+    unknown = [name for name in options.names if name not in names]
     if unknown:
-        sys.stderr.write(f"afnio: there is no prompt {unknown[0]!r}; there are {', '.join(known)}\n")
+        sys.stderr.write(f"afnio: there is no prompt {unknown[0]!r}; there are {', '.join(names)}\n")
         return 2
     chosen = [prompt for prompt in prompts if not options.names or prompt.name in options.names]
     if options.json:
@@ -354,15 +354,17 @@ def all_prompts() -> list[ListedPrompt]:
     >>> [prompt.package for prompt in all_prompts() if prompt.name == "tgd.system"]
     ['afnio.optim']
     """
-    found = []
+    listed = []
     for package in PACKAGES:
         module = importlib.import_module(f"{package}._prompts")
         # The prompts have the names that `replace_prompts` takes. The formats are the module's other constants.
-        found += [ListedPrompt(name, package, module.VERSION, text) for name, text in module.TEXTS.items()]
+        listed += [ListedPrompt(name, package, module.VERSION, text) for name, text in module.TEXTS.items()]
         for name, value in vars(module).items():
             if name.isupper() and not name.startswith("_") and isinstance(value, dict) and name != "TEXTS":
-                found.append(ListedPrompt(name.lower(), package, module.VERSION, json.dumps(value, indent=1)))
-    return found
+                listed.append(
+                    ListedPrompt(name.lower(), package, module.VERSION, json.dumps(value, indent=1))
+                )
+    return listed
 
 
 def _export_main(argv: Sequence[str]) -> int:

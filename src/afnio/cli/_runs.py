@@ -203,9 +203,9 @@ def _export(runs: Runs, options: argparse.Namespace) -> int:
     return 0
 
 
-def _json(found: Any) -> str:
+def _json(value: Any) -> str:
     """Return JSON that every parser accepts. It is ASCII, and NaN and infinities, which JSON doesn't have, are null."""
-    return json.dumps(_finite(found), indent=1, allow_nan=False)
+    return json.dumps(_finite(value), indent=1, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
@@ -285,12 +285,12 @@ def details(chosen: Chosen) -> dict[str, Any]:
 
 def compared(first: Chosen, second: Chosen) -> dict[str, Any]:
     """Return two runs, and the paired differences over the samples that both evaluated."""
-    found = compare(*(Scores(one.reader.scores(one.run.id)) for one in (first, second)))
+    comparison = compare(*(Scores(one.reader.scores(one.run.id)) for one in (first, second)))
     return {
         "first": summary(first),
         "second": summary(second),
-        "last": found.last._asdict(),
-        "phases": [{**asdict(one), "paired": one.paired._asdict()} for one in found.kinds],
+        "last": comparison.last._asdict(),
+        "phases": [{**asdict(one), "paired": one.paired._asdict()} for one in comparison.kinds],
     }
 
 
@@ -376,8 +376,8 @@ def _card_lines(data: Mapping[str, Any] | None) -> list[str]:
     return [printable(line) for line in (card.verdict, *(f"  {name:<9} {text}" for name, text in facts), "")]
 
 
-def compare_text(found: Mapping[str, Any]) -> str:
-    first, second = found["first"], found["second"]
+def compare_text(comparison: Mapping[str, Any]) -> str:
+    first, second = comparison["first"], comparison["second"]
     lines = [
         printable(
             f"{first['name']} ({first['status']}, {first['calls']:,} calls, {_dollars(first['cost'])})"
@@ -391,17 +391,17 @@ def compare_text(found: Mapping[str, Any]) -> str:
         f"  {printable(name):<30} {_value(first['metrics'][name]):>10}  {_value(second['metrics'][name]):>10}"
         for name in shared
     ]
-    if not found["last"]["samples"]:
+    if not comparison["last"]["samples"]:
         lines.append("  no sample was evaluated in both runs, so their scores can't be paired")
-    elif not found["phases"]:
+    elif not comparison["phases"]:
         lines.append("  the runs have no kind of phase in common")
-    for phase in found["phases"]:
+    for phase in comparison["phases"]:
         lines.append(
             printable(f"  {phase['first'] or 'no phase'} vs {phase['second'] or 'no phase'}")
             + f": {_mean(phase['means'][0])} → {_mean(phase['means'][1])}; {_paired(phase['paired'])}"
         )
-    if found["last"]["samples"]:
-        lines.append(f"  last evaluation of each sample: {_paired(found['last'])}")
+    if comparison["last"]["samples"]:
+        lines.append(f"  last evaluation of each sample: {_paired(comparison['last'])}")
     return "\n".join(lines)
 
 
@@ -493,12 +493,12 @@ def lines(chosen: Chosen) -> Iterator[str]:
     yield _line({"table": "runs", **asdict(run), "store": str(run.store)})
     for table in TABLES:
         for row in reader.rows(table, run.id):
-            found = {name: loaded(value) if name in JSON_COLUMNS else value for name, value in row.items()}
+            record = {name: loaded(value) if name in JSON_COLUMNS else value for name, value in row.items()}
             if table == "calls":
-                found |= asdict(reader.call_texts(row["id"]))
+                record |= asdict(reader.call_texts(row["id"]))
             elif (table, "value" in row) == ("metrics", True):
-                found["value"] = loaded(row["value"])
-            yield _line({"table": table, **found})
+                record["value"] = loaded(row["value"])
+            yield _line({"table": table, **record})
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -115,7 +115,7 @@ class Agent(Module):
             from afnio.runtime._remote import remote
 
             fn = remote(fn, executor, durable=durable, loop=self._loop)
-        found: Variable = Called.apply(
+        output: Variable = Called.apply(
             [_as_variable(value, "input") for value in args],
             {name: _as_variable(value, name) for name, value in kwargs.items()},
             {name: prompt for name, prompt in self._members["parameters"].items() if prompt is not None},
@@ -124,7 +124,7 @@ class Agent(Module):
             role=self._role,
             loop=self._loop,
         )
-        return found
+        return output
 
     def arranged(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Return inputs as `fn` takes them beside its prompts: `fn(*args, **kwargs, **prompts)`.

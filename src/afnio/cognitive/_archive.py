@@ -101,9 +101,9 @@ def _content(f: str | os.PathLike[str] | IO[bytes]) -> tuple[str, bytes]:
 
 
 def _state(name: str, document: Any) -> Any:
-    found = document.get("format") if isinstance(document, dict) else None
-    if found != STATE_FORMAT:
-        raise ValueError(f"{name} must have format {STATE_FORMAT} (got {found!r}); update Afnio to open it")
+    version = document.get("format") if isinstance(document, dict) else None
+    if version != STATE_FORMAT:
+        raise ValueError(f"{name} must have format {STATE_FORMAT} (got {version!r}); update Afnio to open it")
     try:
         return decoded(document["state"])
     except (KeyError, TypeError, ValueError) as error:
@@ -380,11 +380,11 @@ def fields_of(name: object, documents: Mapping[str, Any]) -> dict[str, Any]:
     versions = documents.get(_VERSIONS)
     if not isinstance(versions, dict) or versions.get("kind") != _KIND:
         raise foreign(name, "it has no versions.json of one")
-    found = versions.get("format")
-    if not isinstance(found, int) or isinstance(found, bool) or found > CHECKPOINT_FORMAT:
+    version = versions.get("format")
+    if not isinstance(version, int) or isinstance(version, bool) or version > CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"the checkpoint {name} must have format {CHECKPOINT_FORMAT} or older "
-            f"(got {found!r} of Afnio {versions.get('afnio')}); update Afnio to open it"
+            f"(got {version!r} of Afnio {versions.get('afnio')}); update Afnio to open it"
         )
     fields: dict[str, Any] = {
         _VERSIONS: {key: versions[key] for key in versions if key not in ("kind", "format", "digests")}

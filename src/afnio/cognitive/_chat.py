@@ -53,8 +53,8 @@ class Completion(Variable):
         Assigning `data` doesn't change it.
         """
         wait(self._replies)
-        found: list[ChatResponse | None] = [getattr(ctx, "reply", None) for ctx in self._contexts]
-        return found if self._batch else found[0]
+        replies: list[ChatResponse | None] = [getattr(ctx, "reply", None) for ctx in self._contexts]
+        return replies if self._batch else replies[0]
 
 
 @final
@@ -231,7 +231,7 @@ async def criticize_trace(
     read = partial(Transcript.of, recorded, list(texts.values()), model.count_tokens)
     # A long trace takes some milliseconds to read, in which the loop would stand still.
     shown: Transcript = await call_in_node(job, read) if len(recorded) > FEW else read()
-    given = {
+    inputs = {
         names.get(index, f"input {index + 1}"): value
         for index, value in enumerate(values)
         if index not in texts
@@ -244,14 +244,14 @@ async def criticize_trace(
             )
             for name, index in ids.items()
         ],
-        inputs=_unseen(given, shown, model.count_tokens),
+        inputs=_unseen(inputs, shown, model.count_tokens),
         calls=shown.calls,
         skipped=shown.skipped,
         output=shortened(returned, LONGEST_INPUT, model.count_tokens),
         edited=_edited(feedback, returned),
         feedback=await _readable(job, model, ctx, feedback, returned),
     )
-    provenance = _provenance(ctx, feedback, given, returned)
+    provenance = _provenance(ctx, feedback, inputs, returned)
     return await _ask(job, model, messages, ids, values, provenance, wanted)
 
 
@@ -289,10 +289,12 @@ async def _ask(
 
     def parse(answer: Mapping[str, Any]) -> LaneFeedback:
         texts = _by_name(answer["feedback"], list(names))
-        found: list[Feedback | None] = [None] * len(wanted)
+        feedback: list[Feedback | None] = [None] * len(wanted)
         for name, index in names.items():
-            found[index] = Feedback(texts[name], values[index], provenance) if texts[name].strip() else None
-        return found
+            feedback[index] = (
+                Feedback(texts[name], values[index], provenance) if texts[name].strip() else None
+            )
+        return feedback
 
     return await ask(
         model,
@@ -321,10 +323,10 @@ def _provenance(
     ctx: Context, feedback: Sequence[Feedback], inputs: Mapping[str, Any], reply: str
 ) -> tuple[Mapping[str, Any], ...]:
     """Return the provenance of the feedback, extended by the inputs of this op."""
-    known = [entry for f in feedback for entry in f.provenance]
-    if not known and inputs:  # feedback from a seed has no provenance yet
-        known = [{"sample": ctx.lane, "prediction": reply}]
-    return tuple({**entry, "inputs": dict(inputs)} for entry in known)
+    provenance = [entry for f in feedback for entry in f.provenance]
+    if not provenance and inputs:  # feedback from a seed has no provenance yet
+        provenance = [{"sample": ctx.lane, "prediction": reply}]
+    return tuple({**entry, "inputs": dict(inputs)} for entry in provenance)
 
 
 def _by_name(entries: Any, names: Sequence[str]) -> dict[str, str]:
@@ -335,14 +337,14 @@ def _by_name(entries: Any, names: Sequence[str]) -> dict[str, str]:
         entries = [{"variable": name, "text": text} for name, text in entries.items()]
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise ValueError('"feedback" must be a list of objects')
-    found = {str(entry.get("variable")): entry["text"] for entry in entries}
-    if not all(name in found for name in names):
+    texts = {str(entry.get("variable")): entry["text"] for entry in entries}
+    if not all(name in texts for name in names):
         if len(entries) != len(names):
             raise ValueError(f'"feedback" must have one entry for each of {", ".join(names)}')
-        found = {name: entry["text"] for name, entry in zip(names, entries, strict=True)}
-    if not all(isinstance(found[name], str) for name in names):
+        texts = {name: entry["text"] for name, entry in zip(names, entries, strict=True)}
+    if not all(isinstance(texts[name], str) for name in names):
         raise ValueError('every "text" must be a string')
-    return {name: found[name] for name in names}
+    return {name: texts[name] for name in names}
 
 
 def _edited(feedback: Sequence[Feedback], reply: str) -> list[str]:

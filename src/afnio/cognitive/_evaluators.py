@@ -95,8 +95,8 @@ class Score(Variable):
     def sample_errors(self) -> dict[int, BaseException]:
         """The errors of failed samples by index; waits for all scores, and raises nothing."""
         wait(self._sample_slots)
-        found = enumerate(slot.outcome for slot in self._sample_slots)
-        return {lane: outcome.error for lane, outcome in found if isinstance(outcome, Failure)}
+        outcomes = enumerate(slot.outcome for slot in self._sample_slots)
+        return {lane: outcome.error for lane, outcome in outcomes if isinstance(outcome, Failure)}
 
     @property
     def sample_slots(self) -> Sequence[Slot]:
@@ -356,8 +356,8 @@ def _scored(returned: Any, *, texts: bool) -> tuple[Any, str | None]:
     if isinstance(returned, tuple) and len(returned) == 2:
         score, feedback = returned
     score = plain(score)
-    known = isinstance(score, int | float) or (texts and isinstance(score, str))
-    if not known or not isinstance(feedback, str | None):
+    valid = isinstance(score, int | float) or (texts and isinstance(score, str))
+    if not valid or not isinstance(feedback, str | None):
         raise TypeError(
             "eval_fn must return a number or a bool for one sample, or (score, feedback) with a text "
             f"(got {returned!r:.200}); convert it first"

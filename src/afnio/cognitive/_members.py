@@ -201,10 +201,10 @@ def load(
     return missing, unexpected
 
 
-def _misfit(name: str, variable: Variable, given: Any) -> str | None:
-    if not isinstance(given, Variable):
-        return f"{name} must be a Variable (got {given!r})"
-    (slots, batch), (new_slots, new_batch) = variable.cell(), given.cell()
+def _misfit(name: str, variable: Variable, value: Any) -> str | None:
+    if not isinstance(value, Variable):
+        return f"{name} must be a Variable (got {value!r})"
+    (slots, batch), (new_slots, new_batch) = variable.cell(), value.cell()
     if slots[0].outcome is None if not batch else not slots:
         return None  # an empty Variable takes a value of any shape
     if batch != new_batch:
@@ -221,26 +221,26 @@ def _unfit(name: str, client: Any, owners: Mapping[str, Any]) -> str | None:
     prefix, _, last = name.rpartition(".")
     if prefix in owners and last in owners[prefix]._members["models"]:
         return None
-    known = [
+    names = [
         f"{owner}.{own}" if owner else own
         for owner, part in owners.items()
         for own in part._members["models"]
     ]
-    return f"it holds no model client {name!r} (its clients: {', '.join(known) or 'none'})"
+    return f"it holds no model client {name!r} (its clients: {', '.join(names) or 'none'})"
 
 
-def _assign(owners: Mapping[str, Any], name: str, variable: Variable, given: Variable) -> None:
+def _assign(owners: Mapping[str, Any], name: str, variable: Variable, value: Variable) -> None:
     """Put the state's Variable in the place of the module's."""
     prefix, _, last = name.rpartition(".")
     members = owners[prefix]._members
-    if last in members["parameters"] and not isinstance(given, Parameter):
+    if last in members["parameters"] and not isinstance(value, Parameter):
         # state_dict() returns plain Variables, but optimizers only find Parameters.
-        given = Parameter(given.data, given.role)
-    if isinstance(given, Parameter) and isinstance(variable, Parameter):
+        value = Parameter(value.data, value.role)
+    if isinstance(value, Parameter) and isinstance(variable, Parameter):
         # Checks of values belong to the program, not to the state.
-        given.max_tokens, given.validators = variable.max_tokens, variable.validators
-    given.requires_grad_(variable.requires_grad)
-    members["parameters" if last in members["parameters"] else "buffers"][last] = given
+        value.max_tokens, value.validators = variable.max_tokens, variable.validators
+    value.requires_grad_(variable.requires_grad)
+    members["parameters" if last in members["parameters"] else "buffers"][last] = value
 
 
 # Hooks
@@ -456,10 +456,10 @@ class Training:
         Raises:
             AttributeError: outside of a `fit`.
         """
-        found = self.__dict__.get("_optimizers")
-        if not found:
+        own = self.__dict__.get("_optimizers")
+        if not own:
             raise AttributeError(f"{type(self).__name__} has optimizers only while Trainer.fit runs")
-        return found[0] if len(found) == 1 else list(found)
+        return own[0] if len(own) == 1 else list(own)
 
     def log(self, name: str, value: Any) -> None:
         """Record a metric of the batch, like one that the step returns; does nothing outside of a Trainer.

@@ -404,8 +404,8 @@ class Sequential(Module):
         return len(self._members["modules"])
 
     def __getitem__(self, index: int) -> Module:
-        found: Module = list(self.children())[index]
-        return found
+        module: Module = list(self.children())[index]
+        return module
 
     def __iter__(self) -> Iterator[Module]:
         return self.children()
@@ -432,8 +432,8 @@ class ModuleList(Module):
         return len(self._members["modules"])
 
     def __getitem__(self, index: int) -> Module:
-        found: Module = list(self.children())[index]
-        return found
+        module: Module = list(self.children())[index]
+        return module
 
     def __iter__(self) -> Iterator[Module]:
         return self.children()
@@ -468,8 +468,8 @@ class ModuleDict(Module):
             self.register_module(name, module)
 
     def __getitem__(self, name: str) -> Module:
-        found: Module = self._members["modules"][name]
-        return found
+        module: Module = self._members["modules"][name]
+        return module
 
     def __delitem__(self, name: str) -> None:
         del self._members["modules"][name]

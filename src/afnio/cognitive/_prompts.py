@@ -368,8 +368,8 @@ def trace_messages(
         parts.append(block("variable", variable.value, id=variable.id, **named, role=variable.role, **seen))
     parts.append("</variables>")
     if inputs:
-        given = [block("agent_input", text, name=name) for name, text in inputs.items()]
-        parts += ["<agent_inputs>", *given, "</agent_inputs>"]
+        blocks = [block("agent_input", text, name=name) for name, text in inputs.items()]
+        parts += ["<agent_inputs>", *blocks, "</agent_inputs>"]
     parts.append("<trace>")
     if skipped:
         parts.append(f"(left out: calls {', '.join(map(str, skipped))})")
@@ -443,21 +443,21 @@ def prompts_of(texts: Mapping[str, str], version: int) -> dict[str, Prompt]:
     return {name: Prompt(own.get(name, text), 0 if name in own else version) for name, text in texts.items()}
 
 
-def check_wording(given: Any, known: Mapping[str, str]) -> None:
+def check_wording(texts: Any, defaults: Mapping[str, str]) -> None:
     """Raise for a replacement of an unknown prompt, or one without a placeholder of the original.
 
     >>> check_wording({"tgd.objection": "No."}, {"tgd.objection": "Not so: {reasons}."})
     Traceback (most recent call last):
     ValueError: the text for 'tgd.objection' must hold {reasons} (got 'No.')
     """
-    if not isinstance(given, Mapping):
-        raise TypeError(f"prompts must be a dict of names and texts (got {given!r})")
-    for name, text in given.items():
-        if name not in known:
-            raise ValueError(f"there is no prompt {name!r}; the prompts are {', '.join(sorted(known))}")
+    if not isinstance(texts, Mapping):
+        raise TypeError(f"prompts must be a dict of names and texts (got {texts!r})")
+    for name, text in texts.items():
+        if name not in defaults:
+            raise ValueError(f"there is no prompt {name!r}; the prompts are {', '.join(sorted(defaults))}")
         if not isinstance(text, str):
             raise TypeError(f"a prompt must be a text (got {text!r} for {name!r})")
-        for placeholder in dict.fromkeys(_PLACEHOLDER.findall(known[name])):
+        for placeholder in dict.fromkeys(_PLACEHOLDER.findall(defaults[name])):
             if placeholder not in text and not placeholder.startswith("{placeholder"):
                 raise ValueError(f"the text for {name!r} must hold {placeholder} (got {text!r:.80})")
 
@@ -465,8 +465,8 @@ def check_wording(given: Any, known: Mapping[str, str]) -> None:
 class Replacement(Assignment[Mapping[str, str]]):
     """Replaces prompts; as a `with` block for its context, as a plain call for the process."""
 
-    def __init__(self, texts: Mapping[str, str], known: Mapping[str, str]) -> None:
-        check_wording(texts, known)
+    def __init__(self, texts: Mapping[str, str], defaults: Mapping[str, str]) -> None:
+        check_wording(texts, defaults)
         super().__init__(replaced, {**replaced.get(), **texts})
 
 

@@ -204,8 +204,8 @@ class ReductionTree:
             outputs = [Slot(launch) for _ in groups]
             for number, group in enumerate(groups):
                 inputs = [slots[part] for part in group] if level else []
-                given = () if level else tuple(points[part] for part in group)
-                body = self._summing(given, max(share, 1))
+                earlier = () if level else tuple(points[part] for part in group)
+                body = self._summing(earlier, max(share, 1))
                 launch.add(body, inputs, [outputs[number]], lane=number, part=f"level {level}", gather=True)
             slots, level = outputs, level + 1
             if last:
@@ -231,13 +231,13 @@ class ReductionTree:
             filled += size
         return groups
 
-    def _summing(self, given: Sequence[Point], share: int) -> Body:
+    def _summing(self, earlier: Sequence[Point], share: int) -> Body:
         async def body(job: Job, outcomes: list[Any]) -> Outcomes:
             broken = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
             if broken:
                 return [broken[0]]
             before = Part(
-                merged([*given, *(point for part in outcomes for point in part.points)]),
+                merged([*earlier, *(point for part in outcomes for point in part.points)]),
                 tuple(number for part in outcomes for number in part.failed),
                 tuple(error for part in outcomes for error in part.errors),
                 sum(part.calls for part in outcomes),
@@ -283,8 +283,8 @@ class ReductionTree:
         numbers: dict[int, int] = {}
         entries: list[tuple[str, int, int | None]] = []
         for point in points:
-            found = {self._mistake_of.get(source) for source in point.sources}
-            failure = found.pop() if len(found) == 1 else None
+            mistakes = {self._mistake_of.get(source) for source in point.sources}
+            failure = mistakes.pop() if len(mistakes) == 1 else None
             number = None if failure is None else numbers.setdefault(failure, len(numbers) + 1)
             entries.append((point.text, len(point.sources), number))
         named = [self._mistakes[failure] for failure in numbers]
@@ -311,7 +311,7 @@ class ReductionTree:
         return (Point(f"{' '.join(words)} …", first.sources),)
 
 
-def _read(answer: Mapping[str, Any], given: Sequence[Point]) -> tuple[Point, ...]:
+def _read(answer: Mapping[str, Any], earlier: Sequence[Point]) -> tuple[Point, ...]:
     """Return the points of a reply with the sources behind the ids that they name; a point without ids is dropped."""
     entries = answer["points"]
     if not isinstance(entries, list):
@@ -325,22 +325,22 @@ def _read(answer: Mapping[str, Any], given: Sequence[Point]) -> tuple[Point, ...
             raise ValueError(  # noqa: TRY004 - about a reply
                 'every point must have a text as its "point" and a list of ids as its "sources"'
             )
-        ids = [int(name) for name in named if str(name).isdecimal() and 1 <= int(name) <= len(given)]
-        sources = tuple(sorted({source for number in ids for source in given[number - 1].sources}))
+        ids = [int(name) for name in named if str(name).isdecimal() and 1 <= int(name) <= len(earlier)]
+        sources = tuple(sorted({source for number in ids for source in earlier[number - 1].sources}))
         if text.strip() and sources:
             points.append(Point(text.strip(), sources))
     if not points:
-        raise ValueError(f'no point has a text and an id from 1 to {len(given)} among its "sources"')
+        raise ValueError(f'no point has a text and an id from 1 to {len(earlier)} among its "sources"')
     return merged(points)
 
 
 def merged(points: Sequence[Point]) -> tuple[Point, ...]:
     """Return each text once, with the sources of all its copies."""
-    found: dict[str, tuple[str, list[int]]] = {}
+    by_text: dict[str, tuple[str, list[int]]] = {}
     for point in points:
-        _, sources = found.setdefault(" ".join(point.text.split()).casefold(), (point.text, []))
+        _, sources = by_text.setdefault(" ".join(point.text.split()).casefold(), (point.text, []))
         sources += point.sources
-    return tuple(Point(text, tuple(sorted(set(sources)))) for text, sources in found.values())
+    return tuple(Point(text, tuple(sorted(set(sources)))) for text, sources in by_text.values())
 
 
 def _dealt(parts: int, groups: int) -> list[list[int]]:
@@ -414,22 +414,22 @@ def clustered(texts: Sequence[str], provenances: Sequence[Sequence[Mapping[str, 
             groups.setdefault(confusion, []).append(number)
         else:
             rest.append(number)
-    found = [Cluster(name, tuple(members)) for name, members in groups.items()]
-    found += [Cluster(_name(texts, members), tuple(members)) for members in _alike(texts, rest)]
-    return sorted(found, key=lambda cluster: (-len(cluster.members), cluster.members[0]))
+    clusters = [Cluster(name, tuple(members)) for name, members in groups.items()]
+    clusters += [Cluster(_name(texts, members), tuple(members)) for members in _alike(texts, rest)]
+    return sorted(clusters, key=lambda cluster: (-len(cluster.members), cluster.members[0]))
 
 
 def _confusion(provenance: Sequence[Mapping[str, Any]]) -> str:
     """Return the confusion of labels that the feedback is about; empty if there is none, or several."""
-    found: dict[str, None] = {}
+    pairs: dict[str, None] = {}
     for entry in provenance:
         if "prediction" not in entry or entry.get("target") is None:
             return ""
         predicted, wanted = (_quoted(entry[key]) for key in ("prediction", "target"))
         if max(len(predicted), len(wanted)) > MAX_LABEL:
             return ""
-        found[f"predicted {predicted}, expected {wanted}"] = None
-    return next(iter(found)) if len(found) == 1 else ""
+        pairs[f"predicted {predicted}, expected {wanted}"] = None
+    return next(iter(pairs)) if len(pairs) == 1 else ""
 
 
 def _quoted(value: Any) -> str:

@@ -162,9 +162,9 @@ def check_inputs(messages: Messages, names: Sequence[str]) -> None:
                     if text is None or not isinstance(text, list):
                         continue
                     raise TypeError(_list_in_message(number, text))
-                found = _PLACEHOLDER.findall(text)
-                used.update(found)
-                missing = [name for name in found if name not in names]
+                placeholders = _PLACEHOLDER.findall(text)
+                used.update(placeholders)
+                missing = [name for name in placeholders if name not in names]
                 if missing and not isinstance(part, Parameter):
                     raise TemplateError(
                         f"message {number} ({message['role']}) has the placeholder {{{missing[0]}}}, which "

@@ -308,13 +308,13 @@ def _shared(keys: Sequence[Any], earlier: Sequence[Any]) -> int:
 
 def _collapsed(new: Sequence[tuple[tuple[str, str], Said]], shown: set[tuple[str, str]]) -> list[Said]:
     """Replace each run of messages that were shown before by one line."""
-    found: list[Said] = []
+    shorter: list[Said] = []
     for repeated, run in groupby(new, lambda one: one[0] in shown and len(one[1].text) >= _REPEATED):
         messages = [said for _, said in run]
-        found += (
+        shorter += (
             [Said("history", f"({len(messages)} messages that earlier calls show)")] if repeated else messages
         )
-    return found
+    return shorter
 
 
 # 4. Within the tokens.

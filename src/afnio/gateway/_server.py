@@ -227,8 +227,8 @@ def _listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens on an address, or on the first one of a name."""
     host = host.strip("[]")
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = addresses[0]
         both = host == "::" and socket.has_dualstack_ipv6()
         return socket.create_server(address[:2], family=family, backlog=4096, dualstack_ipv6=both)
     except (OSError, OverflowError, UnicodeError) as error:  # the last: a name that IDNA refuses

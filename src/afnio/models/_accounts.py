@@ -191,10 +191,10 @@ def forget_key(url: str) -> bool:
 def find_key(url: str) -> str | None:
     """Return the key of the endpoint at `url`, or None if there is no key or no keyring."""
     try:
-        found: str | None = _ask("get_password", url)
+        key: str | None = _ask("get_password", url)
     except KeyStoreError:
         return None
-    return found
+    return key
 
 
 def _ask(what: str, *args: str) -> Any:

@@ -45,18 +45,18 @@ class Anthropic(Dialect):
         return whole(body.get("max_tokens")) or None
 
     def messages(self, body: Json) -> list[dict[str, Any]]:
-        found = []
+        read = []
         if body.get("system"):
-            found.append({"role": "system", "content": text_of(body["system"]) or ""})
+            read.append({"role": "system", "content": text_of(body["system"]) or ""})
         for message in dicts(body.get("messages")):
-            found += _from_blocks(message)
-        return found
+            read += _from_blocks(message)
+        return read
 
     def schema(self, body: Json) -> Json | None:
-        given = mapping(mapping(body.get("output_config")).get("format")) or mapping(
+        declared = mapping(mapping(body.get("output_config")).get("format")) or mapping(
             body.get("output_format")
         )
-        return mapping(given.get("schema")) or None
+        return mapping(declared.get("schema")) or None
 
     def usage(self, reply: Json) -> Usage | None:
         counted = reply.get("usage")
@@ -210,10 +210,10 @@ class Gemini(Dialect):
 
     def messages(self, body: Json) -> list[dict[str, Any]]:
         system = mapping(body.get("systemInstruction") or body.get("system_instruction"))
-        found = [{"role": "system", "content": _parts_text(system)}] if system else []
+        read = [{"role": "system", "content": _parts_text(system)}] if system else []
         for content in dicts(body.get("contents")):
-            found += _from_parts(content)
-        return found
+            read += _from_parts(content)
+        return read
 
     def params(self, body: Json) -> dict[str, Any]:
         return {**super().params(body), **{k: v for k, v in self._settings(body).items() if k != "model"}}
@@ -285,9 +285,9 @@ class Gemini(Dialect):
             reply |= {name: value for name, value in event.items() if name != "candidates"}
             for part in dicts(event.get("candidates")):
                 number = whole(part.get("index"))
-                known = candidates.setdefault(number, {"content": {"role": "model", "parts": []}})
-                known["content"]["parts"] += dicts(mapping(part.get("content")).get("parts"))
-                known |= {name: value for name, value in part.items() if name != "content"}
+                entry = candidates.setdefault(number, {"content": {"role": "model", "parts": []}})
+                entry["content"]["parts"] += dicts(mapping(part.get("content")).get("parts"))
+                entry |= {name: value for name, value in part.items() if name != "content"}
         for candidate in candidates.values():
             candidate["content"]["parts"] = _joined_parts(candidate["content"]["parts"])
         return {**reply, "candidates": [candidates[number] for number in sorted(candidates)]}
@@ -364,9 +364,12 @@ class Registered(Chat):
     def messages(self, body: Json) -> list[dict[str, Any]]:
         if isinstance(body.get("messages"), list):
             return super().messages(body)
-        given = next((body[name] for name in self.prompt if body.get(name)), "")
+        prompt = next((body[name] for name in self.prompt if body.get(name)), "")
         return [
-            {"role": "user", "content": given if isinstance(given, str) else json.dumps(given, default=str)}
+            {
+                "role": "user",
+                "content": prompt if isinstance(prompt, str) else json.dumps(prompt, default=str),
+            }
         ]
 
     def usage(self, reply: Json) -> Usage | None:
@@ -388,10 +391,10 @@ class Registered(Chat):
         return size_of(event)
 
     def joined(self, events: Events) -> dict[str, Any]:
-        found = list(events)
-        if any(event.get("choices") for event in found):
-            return super().joined(found)
-        return {**(found[-1] if found else {}), "events": found}
+        pieces = list(events)
+        if any(event.get("choices") for event in pieces):
+            return super().joined(pieces)
+        return {**(pieces[-1] if pieces else {}), "events": pieces}
 
 
 # Lookup
@@ -404,7 +407,7 @@ def register(path: str, usage: Callable[[dict[str, Any]], Any]) -> None:
 def may_be_known(path: str) -> bool:
     """Return True if a request to `path` may be one for a model. Cheap: the bridge asks it for every request."""
     path = path.rstrip("/")
-    return path.endswith(_ENDINGS) or any(path.endswith(f"/{known}") for known in _registered)
+    return path.endswith(_ENDINGS) or any(path.endswith(f"/{registered}") for registered in _registered)
 
 
 _ENDINGS: Final = (
@@ -428,9 +431,9 @@ def dialect_of(path: str, headers: Mapping[str, str], body: Json) -> tuple[Diale
     ('chat/completions', '/v1')
     """
     path = path.rstrip("/")
-    for known, registered in _registered.items():
-        if path.endswith(f"/{known}"):
-            return registered, path.removesuffix(f"/{known}")
+    for ending, registered in _registered.items():
+        if path.endswith(f"/{ending}"):
+            return registered, path.removesuffix(f"/{ending}")
     head, _, last = path.rpartition("/")
     if last.endswith((":generateContent", ":streamGenerateContent")):
         return (GEMINI, head.removesuffix("/models")) if "contents" in body else None
@@ -441,8 +444,8 @@ def dialect_of(path: str, headers: Mapping[str, str], body: Json) -> tuple[Diale
         return (CHAT, head.removesuffix("/chat")) if head.endswith("/chat") else (COMPLETIONS, head)
     if last == "messages" and "anthropic-version" in headers:
         return ANTHROPIC, head
-    found = {"embeddings": EMBEDDINGS, "responses": RESPONSES}.get(last)
-    return None if found is None else (found, head)
+    dialect = {"embeddings": EMBEDDINGS, "responses": RESPONSES}.get(last)
+    return None if dialect is None else (dialect, head)
 
 
 def dialect_named(name: str) -> Dialect:

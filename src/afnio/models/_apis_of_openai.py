@@ -215,8 +215,8 @@ class Embeddings(Chat):
         return 0  # equal texts have equal embeddings
 
     def messages(self, body: Json) -> list[dict[str, Any]]:
-        given = body.get("input")
-        texts = given if isinstance(given, list) else [given]
+        asked = body.get("input")
+        texts = asked if isinstance(asked, list) else [asked]
         return [
             {"role": "user", "content": one if isinstance(one, str) else json.dumps(one)} for one in texts
         ]
@@ -253,13 +253,13 @@ class Responses(Dialect):
         return whole(body.get("max_output_tokens")) or None
 
     def messages(self, body: Json) -> list[dict[str, Any]]:
-        found = []
+        read = []
         if isinstance(body.get("instructions"), str):
-            found.append({"role": "system", "content": body["instructions"]})
-        given = body.get("input")
-        if isinstance(given, str):
-            return [*found, {"role": "user", "content": given}]
-        return [*found, *(_item(item) for item in dicts(given))]
+            read.append({"role": "system", "content": body["instructions"]})
+        asked = body.get("input")
+        if isinstance(asked, str):
+            return [*read, {"role": "user", "content": asked}]
+        return [*read, *(_item(item) for item in dicts(asked))]
 
     def schema(self, body: Json) -> Json | None:
         return mapping(mapping(mapping(body.get("text")).get("format")).get("schema")) or None

@@ -40,8 +40,8 @@ class set_backward_model_client(Assignment[ChatModel | None]):  # noqa: N801
         client_args: Mapping[str, Any] | None = None,
         completion_args: Mapping[str, Any] | None = None,
     ) -> None:
-        given = client_args or {}, completion_args or {}
-        super().__init__(_model, None if model_path is None else chat_model(model_path, *given))
+        arguments = client_args or {}, completion_args or {}
+        super().__init__(_model, None if model_path is None else chat_model(model_path, *arguments))
 
 
 def get_backward_model_client() -> ChatModel:

@@ -552,9 +552,9 @@ class _Attempt:
         """Return the error for one that a stream reports. If content has gone out, the reader gets the event."""
         request = self._request
         status = _status_in(error)
-        found = status_error(status, headers, {"error": error}, event, request.account.url)
-        found.args = (mask(str(found).encode("utf-8", "replace"), request.secrets).decode(),)
-        found.limits = limits
+        classified = status_error(status, headers, {"error": error}, event, request.account.url)
+        classified.args = (mask(str(classified).encode("utf-8", "replace"), request.secrets).decode(),)
+        classified.limits = limits
         event = mask(event, request.secrets)
         if self.began:
             for held in (*self.held, event):
@@ -562,8 +562,8 @@ class _Attempt:
             self.told = True
         else:
             body = b"".join((*waiting, event))
-            found.response = RawReply(200, headers, body, request.dialect.name, events=True)
-        return found
+            classified.response = RawReply(200, headers, body, request.dialect.name, events=True)
+        return classified
 
 
 @dataclass(frozen=True, slots=True)
@@ -672,13 +672,13 @@ def _as_openai(headers: Mapping[str, str]) -> Mapping[str, str]:
     """Return rate limits under OpenAI's names. Anthropic has the same figures under its own."""
     if "anthropic-ratelimit-requests-limit" not in headers:
         return headers
-    found = {}
+    renamed = {}
     for kind in ("requests", "tokens"):
         for figure in ("limit", "remaining"):
             value = headers.get(f"anthropic-ratelimit-{kind}-{figure}")
             if value is not None:
-                found[f"x-ratelimit-{figure}-{kind}"] = value
-    return found
+                renamed[f"x-ratelimit-{figure}-{kind}"] = value
+    return renamed
 
 
 # Rehearsals

@@ -481,9 +481,9 @@ def unseen_calls() -> Iterator[dict[str, int]]:
     >>> unseen
     {}
     """
-    found: dict[str, int] = {}
-    _counting.append(found)
+    places: dict[str, int] = {}
+    _counting.append(places)
     try:
-        yield found
+        yield places
     finally:
-        _counting[:] = [counted for counted in _counting if counted is not found]
+        _counting[:] = [counted for counted in _counting if counted is not places]

@@ -253,8 +253,8 @@ async def _address_of(host: str) -> str:
     Raises:
         OSError: if there is none, or if a name means loopback, as a machine's own name does on Debian.
     """
-    found = await anyio.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    address = str(found[0][4][0])
+    addresses = await anyio.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    address = str(addresses[0][4][0])
     if address != host and ip_address(address).is_loopback:
         raise OSError(f"{host} is {address} here, which other hosts can't reach")
     return address

@@ -244,7 +244,7 @@ def _unescaped(text: bytes) -> bytes:
     return text.replace(b"\\", b"")
 
 
-def _plain(found: re.Match[bytes]) -> bytes:
-    in_hex = found[1] or found[2] or found[3]
-    code = int(in_hex, 16) if in_hex else int(found[4])
-    return bytes([code]) if code < 256 else found[0]
+def _plain(match: re.Match[bytes]) -> bytes:
+    in_hex = match[1] or match[2] or match[3]
+    code = int(in_hex, 16) if in_hex else int(match[4])
+    return bytes([code]) if code < 256 else match[0]

@@ -64,8 +64,8 @@ class ChatRequest:
             _check_message(message)
         if "response_format" in params:
             params["response_format"] = response_format(params["response_format"])
-        given = {name: value for name, value in params.items() if value is not None}
-        return cls(model, tuple(messages), given)
+        arguments = {name: value for name, value in params.items() if value is not None}
+        return cls(model, tuple(messages), arguments)
 
     @property
     def body(self) -> dict[str, Any]:

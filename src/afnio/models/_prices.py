@@ -275,10 +275,10 @@ def _rate(source: str, place: str, value: Any) -> Decimal:
     return rate
 
 
-def _check_keys(source: str, place: str, table: Mapping[str, Any], known: set[str]) -> None:
+def _check_keys(source: str, place: str, table: Mapping[str, Any], allowed: set[str]) -> None:
     for key in table:
-        if key not in known:
-            _refuse(source, f"{place}{key}", f"isn't a known key; use {', '.join(sorted(known))}")
+        if key not in allowed:
+            _refuse(source, f"{place}{key}", f"isn't a known key; use {', '.join(sorted(allowed))}")
 
 
 def _refuse(source: str, place: str, why: str) -> NoReturn:

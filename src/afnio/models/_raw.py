@@ -77,10 +77,10 @@ class RawRequest:
             return None
         if not isinstance(parsed, dict):
             return None
-        found = dialect_of(place.path, lower, parsed)
-        if found is None:
+        dialect_and_base = dialect_of(place.path, lower, parsed)
+        if dialect_and_base is None:
             return None
-        dialect, base = found
+        dialect, base = dialect_and_base
         azure, deployments, _ = base.partition("/openai/deployments/")
         root = f"{place.root}{azure}/openai" if deployments else f"{place.root}{base}"
         account = account_of(

@@ -318,10 +318,10 @@ def _items(schema: Mapping[str, Any], text: str, root: Mapping[str, Any], level:
 
 
 def _referred(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Any = root
+    at: Any = root
     for part in reference.removeprefix("#/").split("/"):
-        found = found.get(part, {}) if isinstance(found, Mapping) else {}
-    return found if isinstance(found, Mapping) else {}
+        at = at.get(part, {}) if isinstance(at, Mapping) else {}
+    return at if isinstance(at, Mapping) else {}
 
 
 def _filled(text: str, tokens: int) -> str:

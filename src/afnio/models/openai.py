@@ -178,16 +178,18 @@ class AsyncOpenAI(ChatClient):
         """
         if not self._replicas:
             return (await self.listed_models())[0]
-        found: dict[str, list[str]] = {}
+        models: dict[str, list[str]] = {}
         for account, replica in self._replicas.items():
             try:
-                found[account.url] = await replica.list_models()
+                models[account.url] = await replica.list_models()
             except ModelError as error:
                 unreached = error
-        if not found:
+        if not models:
             raise unreached
-        check_same_models(found)
-        return [name for name in next(iter(found.values())) if all(name in names for names in found.values())]
+        check_same_models(models)
+        return [
+            name for name in next(iter(models.values())) if all(name in names for names in models.values())
+        ]
 
     async def listed_models(self) -> tuple[list[str], Mapping[str, str]]:
         """Return the names of the endpoint's models, and the headers of its reply. See `list_models`."""
@@ -373,18 +375,18 @@ class AsyncOpenAI(ChatClient):
     def _sdk_client(self, **options: Any) -> Any:
         import openai
 
-        given = {name: value for name, value in options.items() if value is not None}
+        passed = {name: value for name, value in options.items() if value is not None}
         if (
-            "api_key" not in given
+            "api_key" not in passed
             and self._sdk_name == "AsyncOpenAI"
             and not os.environ.get("OPENAI_API_KEY")
         ):
-            kept = find_key(endpoint_url(given.get("base_url")))
-            given |= {} if kept is None else {"api_key": kept}
+            kept = find_key(endpoint_url(passed.get("base_url")))
+            passed |= {} if kept is None else {"api_key": kept}
         try:
-            return getattr(openai, self._sdk_name)(**given, max_retries=0)
+            return getattr(openai, self._sdk_name)(**passed, max_retries=0)
         except _http().InvalidURL:  # its text may contain a part of a password
-            raise _bad_url(str(given.get("base_url") or given.get("azure_endpoint"))) from None
+            raise _bad_url(str(passed.get("base_url") or passed.get("azure_endpoint"))) from None
         except openai.OpenAIError as error:
             if "credentials" in str(error).lower() or "api_key" in str(error):
                 raise FinalModelError(self._no_key) from None
@@ -445,13 +447,13 @@ class AsyncAzureOpenAI(AsyncOpenAI):
             "azure_ad_token": azure_ad_token,
             "azure_ad_token_provider": azure_ad_token_provider,
         }
-        given = [name for name, value in credentials.items() if value is not None]
-        if len(given) > 1:
+        named = [name for name, value in credentials.items() if value is not None]
+        if len(named) > 1:
             raise ValueError(
-                f"Azure must have only one credential (got {' and '.join(given)}); pass the one to use"
+                f"Azure must have only one credential (got {' and '.join(named)}); pass the one to use"
             )
         # Like the SDK, prefer any given credential to those of the environment.
-        self._token = azure_ad_token if given else os.environ.get("AZURE_OPENAI_AD_TOKEN")
+        self._token = azure_ad_token if named else os.environ.get("AZURE_OPENAI_AD_TOKEN")
         self._token_provider = azure_ad_token_provider
         super().__init__(
             azure_endpoint=azure_endpoint,
@@ -519,7 +521,7 @@ def _http_errors() -> tuple[type[Exception], ...]:
     return (openai.APIConnectionError, *(library.HTTPError for library in libraries))
 
 
-def check_same_models(found: Mapping[str, Sequence[str]]) -> None:
+def check_same_models(by_replica: Mapping[str, Sequence[str]]) -> None:
     """Check that replicas have a model in common.
 
     Args:
@@ -530,23 +532,25 @@ def check_same_models(found: Mapping[str, Sequence[str]]) -> None:
 
     >>> check_same_models({"http://a/v1": ["m", "n"], "http://b/v1": ["m"]})
     """
-    if set.intersection(*map(set, found.values())):
+    if set.intersection(*map(set, by_replica.values())):
         return
-    served = ", ".join(f"{', '.join(models[:3]) or 'nothing'} from {url}" for url, models in found.items())
+    served = ", ".join(
+        f"{', '.join(models[:3]) or 'nothing'} from {url}" for url, models in by_replica.items()
+    )
     raise FinalModelError(
         f"replicas must serve the same models (got {served}); start them with one name, such as vLLM's "
         "--served-model-name"
     )
 
 
-def _replica_urls(given: Sequence[str]) -> list[str]:
-    urls = list(given)
+def _replica_urls(wanted: Sequence[str]) -> list[str]:
+    urls = list(wanted)
     if not urls or not all(isinstance(url, str) for url in urls):
         raise ValueError(
             f"base_url must be a URL or a list of at least one (got {urls!r}); pass the replicas' URLs"
         )
-    found = [endpoint_url(url) for url in urls]
-    twice = [url for url in found if found.count(url) > 1]
+    normal = [endpoint_url(url) for url in urls]
+    twice = [url for url in normal if normal.count(url) > 1]
     if twice:
         raise ValueError(
             f"base_url must have each replica once (got {twice[0]} twice); leave one of them out"

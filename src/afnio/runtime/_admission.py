@@ -271,10 +271,10 @@ class Admitter:
     # Limits and failures
 
     def _allowance(self, model: str) -> Allowance:
-        found = self._models.get(model)
-        if found is None:
-            found = self._models[model] = Allowance()
-        return found
+        allowance = self._models.get(model)
+        if allowance is None:
+            allowance = self._models[model] = Allowance()
+        return allowance
 
     def wait(self, cost: int, now: float) -> float:
         """Return the seconds until the limits that don't depend on the model allow a request, 0 if they do now."""

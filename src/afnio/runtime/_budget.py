@@ -117,7 +117,7 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
 
     def has_charged(self, source: object) -> bool:
         """Return True if `source` was charged already."""
-        return any(known is source for known in self._sources)
+        return any(charged is source for charged in self._sources)
 
     # On the runtime's loop
 
@@ -217,8 +217,8 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
 
     def __repr__(self) -> str:
         limits = {**self.caps._asdict(), "seconds": self.max_seconds}
-        given = ", ".join(f"max_{name}={value}" for name, value in limits.items() if value is not None)
-        return f"budget({given})"
+        limited = ", ".join(f"max_{name}={value}" for name, value in limits.items() if value is not None)
+        return f"budget({limited})"
 
 
 budget = Budget

@@ -341,8 +341,8 @@ def _code_of(function: Any) -> CodeType | None:
     function = inspect.unwrap(getattr(function, "__func__", function))
     if not hasattr(function, "__code__"):
         function = getattr(type(function), "__call__", None)  # noqa: B004 - it is looked up, not tested for
-    found = getattr(function, "__code__", None)
-    return found if isinstance(found, CodeType) else None
+    own = getattr(function, "__code__", None)
+    return own if isinstance(own, CodeType) else None
 
 
 # Threads for functions that read

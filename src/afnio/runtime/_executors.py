@@ -174,18 +174,18 @@ def executors(runtime: Runtime | None = None) -> list[ExecutorState]:
     )
 
 
-def _host_and_port(given: str) -> tuple[str, int]:
+def _host_and_port(address: str) -> tuple[str, int]:
     """Read a host with or without a port; port 0 is any free one.
 
     >>> _host_and_port("10.0.0.1"), _host_and_port("driver:8401"), _host_and_port("[fd00::1]:8401")
     (('10.0.0.1', 0), ('driver', 8401), ('fd00::1', 8401))
     """
-    found = _HOST.fullmatch(given) if isinstance(given, str) else None
-    host = "" if found is None else found["v6"] or found["bare"] or found["name"]
-    port = 0 if found is None else int(found["port6"] or found["port"] or 0)
+    match = _HOST.fullmatch(address) if isinstance(address, str) else None
+    host = "" if match is None else match["v6"] or match["bare"] or match["name"]
+    port = 0 if match is None else int(match["port6"] or match["port"] or 0)
     if not host or host in ("0.0.0.0", "::") or port > 65_535:  # noqa: S104 - refused here
         raise ValueError(
-            f"host must be one address of this machine, with or without :port (got {given!r}); pass the one by which "
+            f"host must be one address of this machine, with or without :port (got {address!r}); pass the one by which "
             "workers reach it, such as '10.0.0.1'"
         )
     return host, port
@@ -626,9 +626,9 @@ def _shut_down(executor: Any) -> None:
 
 
 def _end_at_exit(pool: weakref.ref[WorkerPool]) -> None:
-    found = pool()
-    if found is not None:
-        found.end_at_exit()
+    workers = pool()
+    if workers is not None:
+        workers.end_at_exit()
 
 
 def _kill(executor: Any) -> None:
@@ -701,15 +701,15 @@ class Turns:
         if not self._inside:
             self._inside = 1
             return
-        given = anyio.Event()
-        self._line.append(given)
+        turn = anyio.Event()
+        self._line.append(turn)
         try:
-            await given.wait()
+            await turn.wait()
         except BaseException:
-            if given.is_set():
+            if turn.is_set():
                 self.leave()
             else:
-                self._line.remove(given)
+                self._line.remove(turn)
             raise
 
     def leave(self) -> None:

@@ -204,14 +204,14 @@ class RetryBudget:
 
     def _slice(self, now: float) -> list[int]:
         index = int(now // (PERIOD / _SLICES))
-        found = self._slices.get(index)
-        if found is None:
-            found = self._slices[index] = [0, 0]
+        counts = self._slices.get(index)
+        if counts is None:
+            counts = self._slices[index] = [0, 0]
             for old in [old for old in self._slices if old <= index - _SLICES]:
                 calls, retries = self._slices.pop(old)
                 self.calls -= calls
                 self.retries -= retries
-        return found
+        return counts
 
 
 # Refusals, and the pace that is learnt from them.

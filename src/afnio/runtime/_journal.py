@@ -393,11 +393,11 @@ class Resume:
 
     def take(self, address: str, key: bytes, scope: str) -> Record | None:
         on_record = self._reader.at(address, self._kind)
-        same = [found for found in on_record if found.key == key]
-        for found in same:
-            if not self._used[found.reply]:
-                record = self._reader.record(found)
-                self._used[found.reply] = True
+        same = [candidate for candidate in on_record if candidate.key == key]
+        for candidate in same:
+            if not self._used[candidate.reply]:
+                record = self._reader.record(candidate)
+                self._used[candidate.reply] = True
                 return record
         if on_record and not same and scope not in self._changed:
             self._changed.add(scope)

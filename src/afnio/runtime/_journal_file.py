@@ -359,9 +359,9 @@ class JournalReader:
             for row in rows
         ]
 
-    def record(self, found: Found) -> Record:
-        """Return the record behind a found row."""
-        return self._decoded(found.row) if found.row is not None else self.by_id(found.reply)
+    def record(self, match: Found) -> Record:
+        """Return the record behind a match."""
+        return self._decoded(match.row) if match.row is not None else self.by_id(match.reply)
 
     def by_id(self, number: int) -> Record:
         return self._decoded(self._fetch(_BY_ID, number)[0])
@@ -583,16 +583,16 @@ def recorded_calls(path: Path, keys: Iterable[str]) -> dict[str, list[tuple[str,
     Args:
         keys: even numbers of hex digits.
     """
-    found = {}
+    calls = {}
     try:
         with closing(connect_reader(path)) as connection:
             for key in dict.fromkeys(keys):
                 first = bytes.fromhex(key)
                 rows = connection.execute(_OF_KEY, (first, first + 32 * b"\xff")).fetchall()
-                found[key] = [(scope, address) for scope, address in rows]
+                calls[key] = [(scope, address) for scope, address in rows]
     except sqlite3.Error as error:
         raise unreadable(path, error) from error
-    return found
+    return calls
 
 
 # --- Files and connections ---

@@ -742,11 +742,11 @@ class Runtime:
 
     def resource(self, key: Any, make: Callable[[], R]) -> R:
         """Return the resource for `key`. It is made at the first use and closed with the runtime."""
-        found = self._resources.get(key)
-        if found is None:
+        kept = self._resources.get(key)
+        if kept is None:
             # In an empty context, because a resource outlives the launch that first needed it.
-            found = self._resources[key] = Context().run(make)
-        return cast("R", found)
+            kept = self._resources[key] = Context().run(make)
+        return cast("R", kept)
 
     def drop_resources(self, part: Any) -> None:
         """Drop the resources whose keys contain `part`, unclosed: its owner has no use of them any more."""

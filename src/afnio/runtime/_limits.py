@@ -147,8 +147,8 @@ def give_replicas(group: Account, members: tuple[Account, ...], owner: object) -
 
 def replicas_of(account: Account) -> tuple[Account, ...]:
     """Return the members of a group, () for an account."""
-    known = _groups.get(account)
-    return () if known is None else known.members
+    group = _groups.get(account)
+    return () if group is None else group.members
 
 
 _total: Limits | None = None
@@ -786,8 +786,8 @@ class OutputEstimate:
         Args:
             site: identifies the node in the program; the same from step to step.
         """
-        for known in (None,) if site is None else (None, site):
-            newest, ordered = self._seen.setdefault((purpose, model, known), (deque(), []))
+        for place in (None,) if site is None else (None, site):
+            newest, ordered = self._seen.setdefault((purpose, model, place), (deque(), []))
             newest.append(tokens)
             insort(ordered, tokens)
             if len(newest) > KEPT:

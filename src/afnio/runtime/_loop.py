@@ -470,17 +470,17 @@ def running_caller(*, make: bool) -> CallerLoop | None:
         return None
     if library == "asyncio":
         loop = asyncio.get_running_loop()
-        known = _asyncio_callers.get(loop)
-        if known is None and make:
-            known = _asyncio_callers[loop] = _AsyncioCaller(loop)
-        return known
+        caller = _asyncio_callers.get(loop)
+        if caller is None and make:
+            caller = _asyncio_callers[loop] = _AsyncioCaller(loop)
+        return caller
     import trio
 
     token = trio.lowlevel.current_trio_token()
-    known = _trio_callers.get(token)
-    if known is None and make:
-        known = _trio_callers[token] = _TrioCaller(token)
-    return known
+    caller = _trio_callers.get(token)
+    if caller is None and make:
+        caller = _trio_callers[token] = _TrioCaller(token)
+    return caller
 
 
 # The garbage collector

@@ -68,10 +68,10 @@ class Places:
         executors = [
             replace(one, lost=one.lost - then) for one, then in zip(self.executors, lost, strict=False)
         ]
-        known = {(one.group, one.url): one for one in before.replicas}
+        earlier = {(one.group, one.url): one for one in before.replicas}
         replicas = []
         for one in self.replicas:
-            then = known.get((one.group, one.url))
+            then = earlier.get((one.group, one.url))
             if then is not None:
                 names = ("answered", "failed", "outages")
                 one = replace(one, **{name: getattr(one, name) - getattr(then, name) for name in names})
@@ -105,7 +105,7 @@ def places(runtime: Runtime | None = None) -> Places:
     # Whoever uses an executor has imported it.
     module = sys.modules.get("afnio.runtime._executors")
     executors = [] if module is None else module.executors(runtime)
-    groups = [found for found in runtime.resources() if type(found) is ReplicaAdmitter]
+    groups = [one for one in runtime.resources() if type(one) is ReplicaAdmitter]
     return Places(executors, [state for group in groups for state in _states(group)])
 
 

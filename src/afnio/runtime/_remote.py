@@ -318,13 +318,13 @@ _DEEP: Final = 4
 def _culprit(*values: Any) -> str:
     """Return the name of what can't be pickled among what `values` refer to."""
     name, value = "a value", values[0]
-    found: Any = list(enumerate(values))
+    parts: Any = list(enumerate(values))
     for _ in range(_DEEP):
-        bad = next(((n, v) for n, v in found if not _picklable(v)), None)
+        bad = next(((n, v) for n, v in parts if not _picklable(v)), None)
         if bad is None:
             break
         name, value = bad if isinstance(bad[0], str) else (name, bad[1])
-        found = list(_parts(value))
+        parts = list(_parts(value))
     return f"{name}, a {type(value).__name__}" if isinstance(name, str) else type(value).__name__
 
 

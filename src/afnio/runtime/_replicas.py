@@ -243,17 +243,17 @@ def admitter(runtime: Runtime, account: Account) -> Admitter:
     """Return the account's admitter under the limits that hold now; on the runtime's thread."""
     members = replicas_of(account)
     make = partial(ReplicaAdmitter, runtime, account, members) if members else partial(Admitter, account)
-    found: Admitter = runtime.resource((Admitter, account, members), make)
+    shared: Admitter = runtime.resource((Admitter, account, members), make)
     limits = given_limits(account)
     if limits is not None:
-        found.apply(limits)
+        shared.apply(limits)
     total = total_limits()
     # Each account waits for the total by its own timer. The accounts take turns: the one that comes too late sets its
     # timer after those of the others.
-    found.total = (
+    shared.total = (
         None if total is None else runtime.resource((Allowance, total), partial(_Total, total)).allowance
     )
-    return found
+    return shared
 
 
 class _Total:
@@ -268,7 +268,7 @@ class _Total:
 
 def on_wire(runtime: Runtime) -> int:
     """Return how many requests of the process are on the wire, over all accounts; from any thread."""
-    return sum(found.in_flight for found in runtime.resources() if type(found) is Admitter)
+    return sum(one.in_flight for one in runtime.resources() if type(one) is Admitter)
 
 
 def calls_on_wire() -> int:

@@ -272,8 +272,8 @@ class Spent:
         """
         if price is None:
             return cls(calls, attempts, unknown, usage, reserved, unpriced=calls + unknown)
-        known = plus(cost(price, usage, max(calls, 1)), cost(price, reserved, max(unknown, 1)))
-        return cls(calls, attempts, unknown, usage, reserved, known, 0, (price,))
+        priced = plus(cost(price, usage, max(calls, 1)), cost(price, reserved, max(unknown, 1)))
+        return cls(calls, attempts, unknown, usage, reserved, priced, 0, (price,))
 
     @property
     def cost(self) -> Decimal | None:
@@ -389,10 +389,12 @@ def _cells(spent: Spent) -> tuple[str, ...]:
         spent.calls, spent.attempts, spent.unknown,
         tokens.prompt_tokens, tokens.cached_tokens, tokens.completion_tokens,
     )  # fmt: skip
-    known = dollars(spent.known_cost)
+    cost_text = dollars(spent.known_cost)
     if spent.unpriced:  # the sum leaves them out, so it must show them
-        known = f"{known} + {spent.unpriced} unpriced" if spent.known_cost else f"{spent.unpriced} unpriced"
-    return (*(f"{number:,}" for number in numbers), known)
+        cost_text = (
+            f"{cost_text} + {spent.unpriced} unpriced" if spent.known_cost else f"{spent.unpriced} unpriced"
+        )
+    return (*(f"{number:,}" for number in numbers), cost_text)
 
 
 def _fields(spent: Spent) -> dict[str, Any]:

@@ -66,13 +66,13 @@ def git_commit(folder: Path) -> str | None:
 
 def versions() -> str:
     """Return the versions of Python and of the packages that calls go through, as JSON."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return json.dumps(found)
+    return json.dumps(installed)
 
 
 def platform_facts() -> str:

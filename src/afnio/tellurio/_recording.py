@@ -157,11 +157,11 @@ class Recording:
             self._change(connection, step_id, change)
         changed = [(change.role, self._text(change.after) or "") for change in event.changes]
         for role, value in event.values:
-            known = role, self._text(value) or ""
-            if known in changed:
-                changed.remove(known)
+            key = role, self._text(value) or ""
+            if key in changed:
+                changed.remove(key)
             else:
-                self._parameters.note(connection, self._steps, role, known[1], known[1])
+                self._parameters.note(connection, self._steps, role, key[1], key[1])
         first: int | None = None
         for candidate in event.candidates:
             values = self._json(candidate.values)
@@ -266,10 +266,10 @@ class CallRows:
     def end(self, connection: sqlite3.Connection, event: CallEnded, time: float) -> None:
         """Write a call that has ended."""
         status, error_text = outcome(event.error)
-        known = float(event.cost) if event.cost is not None else _cost(event, event.usage)
+        dollars = float(event.cost) if event.cost is not None else _cost(event, event.usage)
         error = None if error_text is None else encodable(self._redaction.text(error_text))
         effort = (event.attempts, event.seconds, event.waited, time - event.seconds - event.waited, time)
-        self._insert(connection, event, (status, 0), effort, event.usage, known, error)
+        self._insert(connection, event, (status, 0), effort, event.usage, dollars, error)
 
     def replay(self, connection: sqlite3.Connection, event: CallReplayed, time: float) -> None:
         """Count an answer of the journal. Its call has a row, unless the process was killed before writing it."""
@@ -325,16 +325,16 @@ class CallRows:
         content = value.get("content") if len(value) == 2 else None
         parts = tuple(value.items()) if isinstance(content, str) else None
         try:
-            known = None if parts is None else self._recent.get(parts)
+            number = None if parts is None else self._recent.get(parts)
         except TypeError:  # a part that isn't hashable
-            parts = known = None
-        if known is None:
-            known = self._bodies.number(connection, self._redaction.json(value))
+            parts = number = None
+        if number is None:
+            number = self._bodies.number(connection, self._redaction.json(value))
             if parts is not None:
                 if len(self._recent) >= RECENT:
                     self._recent.clear()
-                self._recent[parts] = known
-        return known
+                self._recent[parts] = number
+        return number
 
 
 SIMULATED: Final = "-simulated-"
@@ -404,10 +404,10 @@ class Bodies:
         """Return the number of the row that holds `text`; insert it if there is none."""
         body = text.encode()
         digest = hashlib.blake2b(body, digest_size=16).digest()
-        known = self._numbers.get(digest)
-        if known is not None:
+        written = self._numbers.get(digest)
+        if written is not None:
             self._numbers.move_to_end(digest)
-            return known
+            return written
         packed = len(body) >= PACKED_FROM
         stored = zlib.compress(body, 1) if packed else body
         made = connection.execute(INSERT_BODY, (self._run_id, digest, packed, stored))
@@ -464,28 +464,30 @@ class ParameterHistory:
 
     def note(self, connection: sqlite3.Connection, step: int, role: str, before: str, after: str) -> int:
         """Write the values that are new and return the parameter's number."""
-        known = self._find(role, before)
-        if known is None:
-            known = _Known(len(self._known), role, before, {})
-            self._known.append(known)
-            self._write(connection, known, 0, before)
+        parameter = self._find(role, before)
+        if parameter is None:
+            parameter = _Known(len(self._known), role, before, {})
+            self._known.append(parameter)
+            self._write(connection, parameter, 0, before)
         else:
-            self._left.remove(known)
-            if known.value != before:
-                self._write(connection, known, step - 1, before)
+            self._left.remove(parameter)
+            if parameter.value != before:
+                self._write(connection, parameter, step - 1, before)
         if after != before:
-            self._write(connection, known, step, after)
-        known.value = after
-        return known.number
+            self._write(connection, parameter, step, after)
+        parameter.value = after
+        return parameter.number
 
-    def _write(self, connection: sqlite3.Connection, known: _Known, step: int, value: str) -> None:
+    def _write(self, connection: sqlite3.Connection, parameter: _Known, step: int, value: str) -> None:
         # A checkpoint or a gate may restore a value; then an earlier step made it.
-        made = known.made.setdefault(hashlib.blake2b(value.encode(), digest_size=8).digest(), step)
-        connection.execute(INSERT_VERSION, (self._run_id, known.number, step, known.role, value, made))
+        made = parameter.made.setdefault(hashlib.blake2b(value.encode(), digest_size=8).digest(), step)
+        connection.execute(
+            INSERT_VERSION, (self._run_id, parameter.number, step, parameter.role, value, made)
+        )
 
     def _find(self, role: str, before: str) -> _Known | None:
-        named = [known for known in self._left if known.role == role]
-        return next((known for known in named if known.value == before), named[0] if named else None)
+        named = [one for one in self._left if one.role == role]
+        return next((one for one in named if one.value == before), named[0] if named else None)
 
 
 # --- Samples ---
@@ -517,14 +519,14 @@ class SampleKeys:
             return
         lanes: list[Leaves] = [{}] * (1 if event.lanes is None else event.lanes)
         for entry in event.inputs:
-            found: Sequence[Leaves] | None = None
+            leaves: Sequence[Leaves] | None = None
             if entry.values is not None:
-                found = [_leaf(value, hidden=event.kind == "evaluator") for value in entry.values]
+                leaves = [_leaf(value, hidden=event.kind == "evaluator") for value in entry.values]
             elif entry.producer is not None:
-                found = self._leaves.get(entry.producer)
+                leaves = self._leaves.get(entry.producer)
             # One value for many lanes is shared, so it doesn't identify a sample.
-            if found is not None and len(found) == len(lanes):
-                lanes = [{**theirs, **mine} for mine, theirs in zip(lanes, found, strict=True)]
+            if leaves is not None and len(leaves) == len(lanes):
+                lanes = [{**theirs, **mine} for mine, theirs in zip(lanes, leaves, strict=True)]
         self._leaves[event.address] = lanes
         self._kept += len(lanes)
         while self._kept > KEPT_KEYS and len(self._leaves) > 1:

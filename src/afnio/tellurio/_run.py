@@ -426,9 +426,9 @@ def init(
     try:
         store.open()
         identity = program_identity(redaction)
-        found = _continued(store, identity, False if process_wide and resume is None else resume)
-        if found is not None:
-            row, journal, lease = found
+        unfinished = _continued(store, identity, False if process_wide and resume is None else resume)
+        if unfinished is not None:
+            row, journal, lease = unfinished
         else:
             row = NewRun(
                 str(uuid.uuid4()),
@@ -452,7 +452,7 @@ def init(
             journal,
             lease=lease,
             sinks=senders,
-            continued=found is not None,
+            continued=unfinished is not None,
             process_wide=process_wide,
         )
     except BaseException:
@@ -467,12 +467,12 @@ def init(
 
 
 def _new_seed() -> int:
-    given = os.environ.get("AFNIO_SEED")
-    if given is None:
+    text = os.environ.get("AFNIO_SEED")
+    if text is None:
         return secrets.randbits(62)
-    if not given.isdecimal():
-        raise ValueError(f"AFNIO_SEED must be a whole number, 0 or more (got {given!r})")
-    return int(given)
+    if not text.isdecimal():
+        raise ValueError(f"AFNIO_SEED must be a whole number, 0 or more (got {text!r})")
+    return int(text)
 
 
 def _continued(
@@ -507,7 +507,7 @@ def _continued(
 
 def _continue(store: Store, identity: str | None, row: NewRun, wanted: str | None) -> Journal | None:
     """Continue a run whose lease we hold; None if it has ended since it was looked up, or its journal is taken."""
-    if row.id not in [found.id for found in store.find_runs(identity or "", wanted)]:
+    if row.id not in [one.id for one in store.find_runs(identity or "", wanted)]:
         return None
     try:
         journal = Journal.open(_journal_path(store, row))

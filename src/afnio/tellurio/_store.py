@@ -174,15 +174,15 @@ class Store:
 
     def find_runs(self, identity: str, run_id: str | None = None) -> list[NewRun]:
         """Return the run with this id, or the unfinished runs of this identity, newest first."""
-        found: list[NewRun] = []
+        runs: list[NewRun] = []
 
         def select(connection: sqlite3.Connection) -> None:
             wanted = {"id": run_id, "identity": None if run_id else identity}
-            found.extend(NewRun(*row) for row in connection.execute(_FIND_RUNS, wanted))
+            runs.extend(NewRun(*row) for row in connection.execute(_FIND_RUNS, wanted))
 
         self._submit(select)
         self.flush()
-        return found
+        return runs
 
     def continue_run(self, run_id: str, date: float) -> None:
         """Set a run to RUNNING again, and delete what its program will record again from its start."""
@@ -253,10 +253,10 @@ class Store:
 
     def _where(self) -> str:
         """Return the executors and replicas of the run, as JSON."""
-        found = places().since(self._places)
-        if not (found.executors or found.replicas):
+        changed = places().since(self._places)
+        if not (changed.executors or changed.replicas):
             return "{}"
-        return json.dumps({name: [asdict(one) for one in getattr(found, name)] for name in _PLACES})
+        return json.dumps({name: [asdict(one) for one in getattr(changed, name)] for name in _PLACES})
 
     def _renew(self) -> None:
         self._recording = None if self._run_id is None else Recording(self._run_id, self.redaction)

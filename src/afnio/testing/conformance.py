@@ -95,10 +95,10 @@ class _Bench:
         self._make, self.reply = make, reply
 
     def parameters(self, count: int, feedback: int = 0) -> list[Parameter]:
-        found = [Parameter(f"text {number}", role=f"text {number}") for number in range(count)]
-        for parameter in found:
+        made = [Parameter(f"text {number}", role=f"text {number}") for number in range(count)]
+        for parameter in made:
             teach(parameter, feedback)
-        return found
+        return made
 
     def client(self, script: Any = None) -> ScriptedClient:
         return ScriptedClient(self.reply if script is None else script)
@@ -309,7 +309,7 @@ def state(bench: _Bench) -> None:
 
 def resume(bench: _Bench) -> None:
     """A journal gives the same values and state, with a proposer that is down."""
-    found: list[tuple[Any, str]] = []
+    histories: list[tuple[Any, str]] = []
     dead = bench.client(FinalModelError("no call must be made", status=401))
     with tempfile.TemporaryDirectory() as folder:
         for client in (bench.client(), dead):
@@ -321,9 +321,9 @@ def resume(bench: _Bench) -> None:
                     for parameter in parameters:
                         teach(parameter, 2, f"step {number}, sample {{}}")
                     optimizer.step().wait()
-            found.append((_readable(parameters), _plain(optimizer.state_dict())))
+            histories.append((_readable(parameters), _plain(optimizer.state_dict())))
     expect(not dead.requests, f"{len(dead.requests)} calls were not answered from the journal")
-    (first, one), (again, other) = found
+    (first, one), (again, other) = histories
     expect(first == again, f"the journal gave {again} where the run gave {first}")
     expect(one == other, "the states differ after a run and its replay")
 

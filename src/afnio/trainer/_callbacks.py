@@ -84,8 +84,8 @@ class Callbacks:
     """
 
     def __init__(self, callbacks: Any) -> None:
-        given = [] if callbacks is None else callbacks
-        self._all: list[Any] = list(given) if isinstance(given, Sequence) else [given]
+        wanted = [] if callbacks is None else callbacks
+        self._all: list[Any] = list(wanted) if isinstance(wanted, Sequence) else [wanted]
         for callback in self._all:
             if not callable(callback) and not any(hasattr(callback, hook) for hook in HOOKS):
                 raise TypeError(f"a callback is a function or has an on_… method (got {callback!r})")
@@ -213,8 +213,8 @@ class EarlyStopping(Callback):
         monitor, mode = self.monitor or trainer.monitor, self.mode or trainer.mode
         value = trainer.metrics.get(monitor)
         if value is None or math.isnan(value):
-            known = ", ".join(sorted(trainer.metrics))
-            raise ValueError(f"EarlyStopping finds no metric {monitor!r} (there are: {known})")
+            names = ", ".join(sorted(trainer.metrics))
+            raise ValueError(f"EarlyStopping finds no metric {monitor!r} (there are: {names})")
         sign = 1 if mode == "max" else -1
         if self.best is None or sign * (value - self.best) > self.min_delta:
             self.best, self.waited = value, 0

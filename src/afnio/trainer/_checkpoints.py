@@ -102,9 +102,9 @@ class Checkpoints:
         for path in (self.folder / name, Path(name)):
             if path.is_file():
                 return path
-        found = ", ".join(_names(self.folder)) or "none"
+        names = ", ".join(_names(self.folder)) or "none"
         raise CheckpointError(
-            f"there is no checkpoint [{os.fspath(name)}] in [{self.folder}] (there: {found}); name one of these, or "
+            f"there is no checkpoint [{os.fspath(name)}] in [{self.folder}] (there: {names}); name one of these, or "
             "a path"
         )
 
@@ -118,12 +118,12 @@ class Checkpoints:
         ranking, winner = self._ranking, None
         for name in sorted(_names(self.folder), key=lambda name: (name != BEST, len(name), name)):
             with suppress(CheckpointError):  # a damaged file competes with nothing
-                found = Checkpoint.read(self.folder / name)
-                found.check(name)
-                epoch = found.counters.get("epoch") or 0
+                newest = Checkpoint.read(self.folder / name)
+                newest.check(name)
+                epoch = newest.counters.get("epoch") or 0
                 if name == LAST or epoch > reached:
                     continue
-                score = ranking.score(found.metrics)
+                score = ranking.score(newest.metrics)
                 if ranking.is_better(score):
                     ranking.best, winner = score, name
                 if name != BEST:
@@ -681,12 +681,12 @@ class Counters:
         Raises:
             ValueError: for a value that a counter can't have.
         """
-        known = {name: data[name] for name in cls.__slots__ if name in data}
-        for name, value in known.items():
+        counted = {name: data[name] for name in cls.__slots__ if name in data}
+        for name, value in counted.items():
             kind = type(getattr(_START, name))
             if type(value) is not kind or (kind is int and value < 0):
                 raise ValueError(f"its counter {name} must be {_KINDS[kind]} (got {value!r})")
-        return cls(**known)
+        return cls(**counted)
 
 
 _START: Final = Counters()

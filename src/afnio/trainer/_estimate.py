@@ -88,10 +88,10 @@ class Estimate:
     def cost(self) -> tuple[Decimal, Decimal] | None:
         """Dollars, low and high, or None if the price of a model is unknown."""
         costs = [(item.cost(item.low), item.cost(item.high)) for item in self.items]
-        known = [(low, high) for low, high in costs if low is not None and high is not None]
-        if len(known) < len(costs):
+        priced = [(low, high) for low, high in costs if low is not None and high is not None]
+        if len(priced) < len(costs):
             return None
-        return sum((low for low, _ in known), Decimal(0)), sum((high for _, high in known), Decimal(0))
+        return sum((low for low, _ in priced), Decimal(0)), sum((high for _, high in priced), Decimal(0))
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -283,7 +283,7 @@ async def _train(
     size = max(1, batch_size(batch))
     object.__setattr__(agent, "_optimizers", list(optimizers))
     try:
-        with rehearsing() as found, tolerate(_QUORUM):
+        with rehearsing() as rehearsed, tolerate(_QUORUM):
             async with scope("estimate", rooted=True):
                 staged: Any = [_Staged(one) for one in optimizers]
                 await train_step(agent, staged, [Fetched(0, batch, size, None)], StepEnd(), "the step")
@@ -291,20 +291,20 @@ async def _train(
         notes.append(_note("training_step", error))
     finally:
         agent.__dict__.pop("_optimizers", None)
-    return found.calls, size
+    return rehearsed.calls, size
 
 
 async def _validate(agent: Module, batch: Any, notes: list[str]) -> tuple[list[Rehearsed], int]:
     """Return the calls of one validation batch, and its samples."""
     size = max(1, batch_size(batch))
-    with rehearsing() as found, tolerate(_QUORUM), mode(False), no_grad():
+    with rehearsing() as rehearsed, tolerate(_QUORUM), mode(False), no_grad():
         try:
             async with scope("estimate val", rooted=True):
                 output, logged = await call_step(agent.validation_step, batch, 0)
                 await read(taken_apart(output, logged, "validation_step"), size)
         except Exception as error:
             notes.append(_note("validation_step", error))
-    return found.calls, size
+    return rehearsed.calls, size
 
 
 class _Staged:

@@ -454,9 +454,9 @@ class FitState:
         changes = self._changes(checkpoint)
         with _named("agent or optimizers"):
             for name, own in self._agent.state_dict().items():
-                given = checkpoint.agent.get(name)
-                if isinstance(own, Variable) and isinstance(given, Variable):
-                    _check_value(name, own.data, given.data)
+                saved = checkpoint.agent.get(name)
+                if isinstance(own, Variable) and isinstance(saved, Variable):
+                    _check_value(name, own.data, saved.data)
             self._load(checkpoint, Counters.of(checkpoint.counters))
         self.counters.scope = self.counters.scope or mine.scope
         self.counters.seed, self.counters.batch_size = mine.seed, mine.batch_size
@@ -587,9 +587,9 @@ class FitState:
             trainer.best_score = value if trainer.best_score is None else better(trainer.best_score, value)
 
 
-def _check_value(name: str, own: Any, given: Any) -> None:
-    if isinstance(own, str) and not isinstance(given, str):
-        raise TypeError(f"{name} must be a text (got {given!r})")
+def _check_value(name: str, own: Any, value: Any) -> None:
+    if isinstance(own, str) and not isinstance(value, str):
+        raise TypeError(f"{name} must be a text (got {value!r})")
 
 
 @contextmanager
@@ -771,9 +771,9 @@ class RunLog:
         outcome, kind = Outcome.from_json(entry), entry["kind"]
         prefix = "val" if kind == "val" else "train"
         suffix = "_step" if kind == "step" else ""
-        found = {**outcome.flat(), **outcome.values}
+        metrics = {**outcome.flat(), **outcome.values}
         step = entry["epoch"] if kind != "step" else entry["step"]
-        run.log({f"{prefix}_{name}{suffix}": value for name, value in found.items()}, step=step)
+        run.log({f"{prefix}_{name}{suffix}": value for name, value in metrics.items()}, step=step)
         if kind == "epoch" and cost is not None:
             run.log("total_cost($)", cost, step=step)
         self._logged[run] = self._logged.get(run, 0) + 1
@@ -794,8 +794,8 @@ class RunLog:
         """Log the outcome of `validate` or `test`."""
         run = active_run()
         if run is not None:
-            found = {**outcome.flat(), **outcome.values}
-            run.log({f"{prefix}_{name}": value for name, value in found.items()})
+            metrics = {**outcome.flat(), **outcome.values}
+            run.log({f"{prefix}_{name}": value for name, value in metrics.items()})
             if cost is not None:
                 run.log("total_cost($)", cost)
 

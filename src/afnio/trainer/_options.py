@@ -355,8 +355,8 @@ async def read(output: StepOutput, size: int) -> Outcome:
             weight = metrics["score"].samples
         else:
             raise TypeError(f"a score must be a number (got {samples[0]!r}); return other things by name")
-    for name, given in output.extras.items():
-        metric, value = await _metric(given, weight)
+    for name, entry in output.extras.items():
+        metric, value = await _metric(entry, weight)
         if metric is None:
             values[name] = _shown(value)
         else:
@@ -388,24 +388,24 @@ def batch_size(batch: Any) -> int:
     return len(batch) if isinstance(batch, list) else 1
 
 
-async def _samples(given: Any) -> tuple[Sequence[Any] | None, Mapping[int, BaseException]]:
+async def _samples(value: Any) -> tuple[Sequence[Any] | None, Mapping[int, BaseException]]:
     """Return a value for each sample and the errors of failed ones; None if the value isn't a batch."""
-    if not isinstance(given, Variable):
-        return (list(given), {}) if isinstance(given, list) else (None, {})
-    if isinstance(given, Score):
-        await given
-        await wait_async(given.sample_slots)
-        _raise_fatal(given.sample_errors)
-        return given.samples, given.sample_errors
-    await given
-    if not given.batch:
+    if not isinstance(value, Variable):
+        return (list(value), {}) if isinstance(value, list) else (None, {})
+    if isinstance(value, Score):
+        await value
+        await wait_async(value.sample_slots)
+        _raise_fatal(value.sample_errors)
+        return value.samples, value.sample_errors
+    await value
+    if not value.batch:
         return None, {}
-    _raise_fatal(given.errors)
-    return given.data, given.errors
+    _raise_fatal(value.errors)
+    return value.data, value.errors
 
 
-async def _value(given: Any) -> Any:
-    value = (await given).data if isinstance(given, Variable) else given
+async def _value(entry: Any) -> Any:
+    value = (await entry).data if isinstance(entry, Variable) else entry
     if value is not None and not is_number(value):
         raise TypeError(
             f"a score must be a number (got {value!r}); return other things under names of their own"
@@ -413,13 +413,13 @@ async def _value(given: Any) -> Any:
     return plain(value)
 
 
-async def _metric(given: Any, weight: int) -> tuple[Metric | None, Any]:
+async def _metric(entry: Any, weight: int) -> tuple[Metric | None, Any]:
     """Return a metric and None, or None and a value that can't be averaged."""
-    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Variable):
-        given = given[0]  # another score
-    samples, _ = await _samples(given)
+    if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], Variable):
+        entry = entry[0]  # another score
+    samples, _ = await _samples(entry)
     if samples is None:
-        value = (await given).data if isinstance(given, Variable) else given
+        value = (await entry).data if isinstance(entry, Variable) else entry
         return (Metric(plain(value) * weight, weight), None) if is_number(value) else (None, value)
     if all(value is None or is_number(value) for value in samples):
         return Metric.of([plain(value) for value in samples]), None

@@ -432,8 +432,8 @@ def optimizers_of(agent: Module) -> list[Optimizer]:
     Raises:
         TypeError: for something else.
     """
-    given = agent.configure_optimizers()
-    optimizers = list(given) if isinstance(given, list | tuple) else [given]
+    configured = agent.configure_optimizers()
+    optimizers = list(configured) if isinstance(configured, list | tuple) else [configured]
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
@@ -539,7 +539,7 @@ class AgentSummary:
         It waits for nothing. The first look-up of a price reads a file or imports a package.
         """
         seen: set[int] = set()
-        return cls(_node("", agent, seen), [_asked(*found) for found in _clients(agent, optimizers)])
+        return cls(_node("", agent, seen), [_asked(*client) for client in _clients(agent, optimizers)])
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         yield self._tree(Tree(Text(self.root.kind, "bold")), self.root)

@@ -572,10 +572,10 @@ def _check_order(
         raise ValueError(
             f"shuffle must be left out with a sampler, which sets the order (got sampler {type(sampler).__name__})"
         )
-    given = {"batch_size": batch_size != 1, "shuffle": shuffle, "sampler": sampler is not None}
-    given["drop_last"] = drop_last
-    if batch_sampler is not None and any(given.values()):
-        names = ", ".join(name for name, is_given in given.items() if is_given)
+    options = {"batch_size": batch_size != 1, "shuffle": shuffle, "sampler": sampler is not None}
+    options["drop_last"] = drop_last
+    if batch_sampler is not None and any(options.values()):
+        names = ", ".join(name for name, is_given in options.items() if is_given)
         raise ValueError(
             f"{names} must be left out with a batch_sampler, which makes whole batches "
             f"(got {type(batch_sampler).__name__})"
@@ -630,8 +630,8 @@ def _all(samples: Sequence[Any], kind: type) -> bool:
 def _merge(samples: Sequence[Variable]) -> Variable:
     first = samples[0]
     data = [sample.data for sample in samples]
-    given = [value for value in data if value is not None]
-    if len({isinstance(value, list) for value in given}) > 1:
+    values = [value for value in data if value is not None]
+    if len({isinstance(value, list) for value in values}) > 1:
         raise TypeError(
             f"samples must all have a single value or all have a list (got both for the role {first.role!r}); "
             "pass your own collate_fn to mix them"

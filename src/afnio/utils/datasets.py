@@ -308,9 +308,9 @@ def read_wheel_json(requirement: str, member: str, timeout: float = PIP_TIMEOUT)
 
 
 def _check_md5(content: bytes, md5: str) -> None:
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise ValueError(f"its md5 is {found}, not {md5}")
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if digest != md5:
+        raise ValueError(f"its md5 is {digest}, not {md5}")
 
 
 def _keep(path: Path, content: bytes, source: str) -> None:

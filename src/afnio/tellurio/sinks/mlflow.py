@@ -135,8 +135,10 @@ class _MlflowRun:
 
     def _make(self, project: str, name: str | None, start: int, tags: Mapping[str, str]) -> None:
         wanted = self._wanted(project)
-        found = self._client.get_experiment_by_name(wanted)
-        self.experiment_id = found.experiment_id if found else self._client.create_experiment(wanted)
+        experiment = self._client.get_experiment_by_name(wanted)
+        self.experiment_id = (
+            experiment.experiment_id if experiment else self._client.create_experiment(wanted)
+        )
         run = self._client.create_run(self.experiment_id, start_time=start, tags=tags, run_name=name)
         self.run_id = run.info.run_id
 
@@ -164,10 +166,10 @@ class _MlflowRun:
         if experiment is None:
             return False
         wanted = f"tags.`{RUN_TAG}` = '{event.run_id}'"
-        found = self._client.search_runs([experiment.experiment_id], wanted, max_results=1)
-        if not found:
+        runs = self._client.search_runs([experiment.experiment_id], wanted, max_results=1)
+        if not runs:
             return False
-        self.experiment_id, self.run_id = experiment.experiment_id, found[0].info.run_id
+        self.experiment_id, self.run_id = experiment.experiment_id, runs[0].info.run_id
         self._client.update_run(self.run_id, status="RUNNING")
         return True
 

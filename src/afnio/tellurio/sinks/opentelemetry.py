@@ -286,8 +286,8 @@ class SpanTree(Generic[S]):
         group = event.address
         parts: tuple[tuple[str, str], ...] = ()
         if event.kind == "backward":
-            known = [self._launches.get(entry.producer or "") for entry in event.inputs]
-            parts = tuple((one.name, one.group) if one else ("", event.address) for one in known)
+            producers = [self._launches.get(entry.producer or "") for entry in event.inputs]
+            parts = tuple((one.name, one.group) if one else ("", event.address) for one in producers)
         elif event.lanes is not None:
             group = self._group(event)
         self._launches[event.address] = _Launched(event.name, group, time, parts)
@@ -372,9 +372,9 @@ class SpanTree(Generic[S]):
         if launched is None:
             launched, part = _Launched(purpose, address, start), ""
         key = (address, part, lane)
-        found = self._open.get(key)
-        if found is not None:
-            return found
+        opened = self._open.get(key)
+        if opened is not None:
+            return opened
         name, group = launched.name, launched.group
         number = part.removeprefix("node ")
         if number.isdecimal() and int(number) < len(launched.parts):
@@ -418,13 +418,13 @@ class SpanTree(Generic[S]):
         start: int,
         attributes: Attributes,
     ) -> _Open[S]:
-        found = self._open.get(key)
-        if found is None:
+        opened = self._open.get(key)
+        if opened is None:
             if len(self._open) >= KEPT_OPEN:
                 self._close(next(iter(self._open)))
             span = self._spans.open(kind, name, parent.span, start, attributes)
-            found = self._open[key] = _Open(span, parent, scope, start)
-        return found
+            opened = self._open[key] = _Open(span, parent, scope, start)
+        return opened
 
     def _outermost(self, start: int) -> _Open[S]:
         if self._root is None:

@@ -83,11 +83,11 @@ class FaultPlan:
         self._bounds = list(zip(accumulate(self.shares.values()), self.shares, strict=True))
 
     @classmethod
-    def of(cls, given: str | Mapping[str, float] | FaultPlan | None) -> FaultPlan | None:
+    def of(cls, plan: str | Mapping[str, float] | FaultPlan | None) -> FaultPlan | None:
         """Return a plan from a text for `parse`, from shares, or from a plan."""
-        if given is None or isinstance(given, FaultPlan):
-            return given
-        return cls.parse(given) if isinstance(given, str) else cls(given)
+        if plan is None or isinstance(plan, FaultPlan):
+            return plan
+        return cls.parse(plan) if isinstance(plan, str) else cls(plan)
 
     @classmethod
     def parse(cls, text: str, **options: Any) -> Self:
@@ -451,11 +451,11 @@ class Latency:
         return cls("pareto", (least, alpha, most))
 
     @classmethod
-    def of(cls, given: float | str | Latency) -> Latency:
+    def of(cls, latency: float | str | Latency) -> Latency:
         """Return a latency from seconds, from a text for `parse`, or from a latency."""
-        if isinstance(given, Latency):
-            return given
-        return cls.parse(given) if isinstance(given, str) else cls.constant(given)
+        if isinstance(latency, Latency):
+            return latency
+        return cls.parse(latency) if isinstance(latency, str) else cls.constant(latency)
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -462,9 +462,9 @@ class ChatService:
         # Only the simulated LM draws by attempt: a function of the user's gets the request alone.
         sampled = {"attempt": chat.attempt} if isinstance(self._lm, SimulatedLM) else {}
         reply = self._lm(chat.request, **sampled)
-        body, given = completion(chat.request, reply, chat.index, chat.prompt_tokens)
+        body, tokens = completion(chat.request, reply, chat.index, chat.prompt_tokens)
         self.ledger.prompt_tokens += chat.prompt_tokens
-        self.ledger.completion_tokens += given
+        self.ledger.completion_tokens += tokens
         return body
 
 
@@ -531,7 +531,7 @@ def completion(
     reason, limit = "stop", reply_limit(request)
     if limit and count_tokens(text) > limit:
         text, reason = text.encode()[: limit * 4].decode("utf-8", "ignore"), "length"
-    given = count_tokens(text)
+    tokens = count_tokens(text)
     body = {
         "id": f"chatcmpl-simulated-{index}",
         "object": "chat.completion",
@@ -547,13 +547,13 @@ def completion(
         ],
         "usage": {
             "prompt_tokens": asked,
-            "completion_tokens": given,
-            "total_tokens": asked + given,
+            "completion_tokens": tokens,
+            "total_tokens": asked + tokens,
         },
     }
     if "service_tier" in request:
         body["service_tier"] = "flex" if request["service_tier"] == "flex" else "default"
-    return body, given
+    return body, tokens
 
 
 # The same in a separate process: the parent's side, the options as arguments, and the process itself.
@@ -698,22 +698,22 @@ class ProviderOptions:
 
     def arguments(self) -> list[str]:
         """Return the command-line arguments from which `parse` makes these options."""
-        given: dict[str, object] = {"port": self.port, "latency": self.latency, "seed": self.seed}
-        given |= {"api-key": self.api_key, "reply": self.reply, "lm": self.lm, "context": self.context}
-        given["window"] = self.window if self.quota is None else self.quota.window
+        options: dict[str, object] = {"port": self.port, "latency": self.latency, "seed": self.seed}
+        options |= {"api-key": self.api_key, "reply": self.reply, "lm": self.lm, "context": self.context}
+        options["window"] = self.window if self.quota is None else self.quota.window
         if self.faults is not None:
             plan = self.faults
-            given |= {"faults": plan, "faults-in-a-row": plan.in_a_row}
-            given |= {"retry-after": plan.retry_after, "drip": plan.drip}
-        given["batches"] = self.batches
+            options |= {"faults": plan, "faults-in-a-row": plan.in_a_row}
+            options |= {"retry-after": plan.retry_after, "drip": plan.drip}
+        options["batches"] = self.batches
         flags = []
         if self.quota is not None:
             quota = self.quota
-            given |= {"rpm": quota.requests, "tpm": quota.tokens, "quota-shape": quota.shape}
-            given |= {"halve-after": quota.halve_after, "quota-retry-after": quota.retry_after}
+            options |= {"rpm": quota.requests, "tpm": quota.tokens, "quota-shape": quota.shape}
+            options |= {"halve-after": quota.halve_after, "quota-retry-after": quota.retry_after}
             flags = ["--quota-per-model"] if quota.per_model else []
             flags += [] if quota.headers else ["--no-quota-headers"]
-        return [f"--{name}={value}" for name, value in given.items() if value is not None] + flags
+        return [f"--{name}={value}" for name, value in options.items() if value is not None] + flags
 
 
 _EXAMPLE: Final = """\
@@ -791,14 +791,16 @@ def _plan(args: argparse.Namespace) -> FaultPlan | None:
         if args.faults_in_a_row is not None or args.retry_after is not None or args.drip is not None:
             raise ValueError("--faults must be given with options of faults; give it, or leave them out")
         return None
-    given = {"in_a_row": args.faults_in_a_row, "retry_after": args.retry_after, "drip": args.drip}
-    return FaultPlan.parse(args.faults, **{name: value for name, value in given.items() if value is not None})
+    options = {"in_a_row": args.faults_in_a_row, "retry_after": args.retry_after, "drip": args.drip}
+    return FaultPlan.parse(
+        args.faults, **{name: value for name, value in options.items() if value is not None}
+    )
 
 
 def _quota(args: argparse.Namespace) -> Quota | None:
     if args.rpm is None and args.tpm is None:
-        given = (args.quota_shape, args.halve_after, args.quota_retry_after)
-        if any(value is not None for value in given) or args.quota_per_model or args.no_quota_headers:
+        options = (args.quota_shape, args.halve_after, args.quota_retry_after)
+        if any(value is not None for value in options) or args.quota_per_model or args.no_quota_headers:
             raise ValueError(
                 "--rpm or --tpm must be given with options of a quota; give one, or leave them out"
             )

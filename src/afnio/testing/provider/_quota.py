@@ -125,12 +125,12 @@ class AccountBalance:
 
     def headers(self, now: float) -> dict[str, str]:
         """Return the `x-ratelimit-*` headers: each limit, its rest, and the time until all of it is available."""
-        found: dict[str, str] = {}
+        sent: dict[str, str] = {}
         for name, meter in self._meters.items() if self.quota.headers else ():
-            found[f"x-ratelimit-limit-{name}"] = str(meter.limit)
-            found[f"x-ratelimit-remaining-{name}"] = str(meter.remaining(now))
-            found[f"x-ratelimit-reset-{name}"] = duration(meter.reset(now))
-        return found
+            sent[f"x-ratelimit-limit-{name}"] = str(meter.limit)
+            sent[f"x-ratelimit-remaining-{name}"] = str(meter.remaining(now))
+            sent[f"x-ratelimit-reset-{name}"] = duration(meter.reset(now))
+        return sent
 
     def change(self, quota: Quota, now: float) -> None:
         """Set other limits. The window and the shape don't change."""
@@ -155,10 +155,10 @@ class Accounts:
     def balance(self, key: str, model: str) -> AccountBalance:
         """Return the balance for requests with this API key and model."""
         account = (key, model if self.quota.per_model else "")
-        found = self._balances.get(account)
-        if found is None:
-            found = self._balances[account] = AccountBalance(self.quota)
-        return found
+        kept = self._balances.get(account)
+        if kept is None:
+            kept = self._balances[account] = AccountBalance(self.quota)
+        return kept
 
     def scale(self, factor: float, now: float) -> None:
         """Multiply the limits of all accounts, including future ones."""

@@ -113,10 +113,10 @@ def by_calls(prompt: str, variables: list[PromptBlock], reader: Attention) -> li
     holding = [call for call in calls if any(call.number in numbers for numbers in seen)]
     cases = [(call, Case(call.message, feedback, call.noun)) for call in holding or calls[-1:]]
     if not cases:
-        given = "\n".join(
+        shown = "\n".join(
             block.text for block in read_blocks(read_section(prompt, "agent_inputs"), "agent_input")
         )
-        return [comment(variable.text, Case(given, feedback), reader) for variable in variables]
+        return [comment(variable.text, Case(shown, feedback), reader) for variable in variables]
     call, case = next((one for one in reversed(cases) if _could_prevent(one[1])), cases[-1])
     said = []
     for variable, numbers in zip(variables, seen, strict=True):
@@ -149,7 +149,7 @@ def _read_calls(trace: str) -> list[ShownCall]:
 
 def _could_prevent(case: Case) -> bool:
     """Return True if, by its message, a call could have led to the right answer."""
-    label = next((found for text in case.feedback if (found := expected_label(text)) is not None), None)
+    label = next((expected for text in case.feedback if (expected := expected_label(text)) is not None), None)
     if label is None:
         return True
     task = task_of(case.message)
@@ -172,11 +172,11 @@ def comment(value: str, case: Case, reader: Attention = PERFECT) -> str:
 
 
 def _missing_phrases(value: str, case: Case, label: str, reader: Attention) -> str:
-    known = normalize(value)
+    normal = normalize(value)
     parts = [label] if label.lower() in PHRASES else [part.strip() for part in label.split(",")]
     said = [_misleading(value, case, parts, reader)] if reader.limited else []
     for part in parts if all(part.lower() in PHRASES for part in parts) else [label]:
-        phrases = [p for p in _telling_phrases(case.message, part) if f" {p} " not in known]
+        phrases = [p for p in _telling_phrases(case.message, part) if f" {p} " not in normal]
         if phrases and reader.strays(part):
             words = [w for w in dict.fromkeys(normalize(case.message).split()) if len(w) > _LONG]
             phrases = [words[reader.pick("word", len(words))]]
@@ -225,7 +225,7 @@ _VAGUE: Final = (
 def blame(value: str, told: list[str], case: Case) -> str:
     """Return feedback on an input that an earlier step wrote, or "" if that input was right."""
     task = task_of(case.message)
-    label = next((found for text in case.feedback if (found := expected_label(text)) is not None), None)
+    label = next((named for text in case.feedback if (named := expected_label(text)) is not None), None)
     if task is None or label is None or not task.inputs:
         return ""
     if _right(task.solve(case.message, list(task.skills)), label):
@@ -250,11 +250,11 @@ def expected_label(feedback: str) -> str | None:
     >>> expected_label('exact match: predicted "positive", expected "neutral", score 0.')
     'neutral'
     """
-    found = _EXPECTED.search(feedback)
-    if found is None:
+    match = _EXPECTED.search(feedback)
+    if match is None:
         return None
     try:
-        value, _ = _DECODER.raw_decode(feedback, found.end())
+        value, _ = _DECODER.raw_decode(feedback, match.end())
     except ValueError:
         return None
     return value if isinstance(value, str) else json.dumps(value)
@@ -265,10 +265,10 @@ def _telling_phrases(message: str, label: str) -> list[str]:
 
     If the lexicon doesn't have the label: the long words of the first line.
     """
-    known = PHRASES.get(label.lower())
+    telling = PHRASES.get(label.lower())
     words = normalize(message)
-    if known is not None:
-        return [phrase for phrase in known if f" {phrase} " in words]
+    if telling is not None:
+        return [phrase for phrase in telling if f" {phrase} " in words]
     lines = [line for line in message.splitlines() if len(normalize(line).split()) > 2]
     first = normalize(lines[0] if lines else message).split()
     return list(dict.fromkeys(word for word in first if len(word) > _LONG))
@@ -276,13 +276,13 @@ def _telling_phrases(message: str, label: str) -> list[str]:
 
 def noun_of(formats: list[PromptBlock]) -> str:
     """Return the name of the reply format's field that holds the label, or "answer"."""
-    found: list[str] = []
+    nouns: list[str] = []
 
     def visit(node: Any) -> None:
         if isinstance(node, dict):
             for name, child in node.items():
                 if isinstance(child, dict) and "enum" in child:
-                    found.append(name)
+                    nouns.append(name)
                 visit(child)
 
     for block in formats:
@@ -290,7 +290,7 @@ def noun_of(formats: list[PromptBlock]) -> str:
             visit(json.loads(block.text))
         except (ValueError, RecursionError):
             continue
-    return found[0] if found else "answer"
+    return nouns[0] if nouns else "answer"
 
 
 # The judge.
@@ -320,8 +320,8 @@ def judge(text: str) -> str:
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str | None:
-    found = pattern.findall(text)
-    return str(found[-1]).strip() if found else None
+    matches = pattern.findall(text)
+    return str(matches[-1]).strip() if matches else None
 
 
 # The reducer.
@@ -476,7 +476,7 @@ def rewrite(
     >>> rewrite("Be kind.", ["answer in Italian"], [])
     'Be kind.\\nIn every reply: answer in Italian.'
     """
-    head, known = split_cues(value)
+    head, before = split_cues(value)
     claims, denials, wishes, notes = _gather(feedback, samples or [1] * len(feedback), reader)
     if refused:
         tried = normalize(" ".join(refused))
@@ -485,7 +485,7 @@ def rewrite(
     claims = sorted(
         claims, key=lambda c: next((n for n, label in enumerate(wanted) if c[0][1] in label), len(wanted))
     )
-    cues = _tally(known, claims, denials)
+    cues = _tally(before, claims, denials)
     lines = [f"In every reply: {wish}." for wish, _ in wishes.most_common(_MOST_WISHES) if wish]
     lines = [line for line in [*lines, *notes] if line not in head]
     whole = "\n".join([head, *lines, *_sentences(cues)])
@@ -548,19 +548,19 @@ def read_feedback(feedback: list[str]) -> tuple[Pairs, Pairs, list[str]]:
     return claims, denials, wishes
 
 
-def _tally(known: Cues, claims: Votes, denials: Votes) -> Cues:
-    """Return the cues of each label: the known ones, then the claimed ones, the most frequent first.
+def _tally(before: Cues, claims: Votes, denials: Votes) -> Cues:
+    """Return the cues of each label: those in the text, then the claimed ones, the most frequent first.
 
     A cue that was claimed for two labels goes to the one with more votes. On a tie it stays at its label in the text,
     or is dropped if it is new. A cue in the text counts as one vote. A cue with as many denials as claims is dropped.
     """
     votes: dict[str, Counter[str]] = {}
-    homes = {phrase: label for label in known for phrase in known[label]}
+    homes = {phrase: label for label in before for phrase in before[label]}
     for (phrase, label), count in [*((home, 1) for home in homes.items()), *claims]:
         votes.setdefault(phrase, Counter())[label] += count
     for (phrase, label), count in denials:
         votes.get(phrase, Counter())[label] -= count
-    cues: Cues = {label: [] for label in known}
+    cues: Cues = {label: [] for label in before}
     # Sorting is stable: cues with equal votes keep the order of their first claim.
     for phrase, labels in sorted(votes.items(), key=lambda item: -max(item[1].values())):
         (label, most), *others = labels.most_common()
@@ -571,7 +571,7 @@ def _tally(known: Cues, claims: Votes, denials: Votes) -> Cues:
                 continue
             label = homes[phrase]
         cues.setdefault(label, []).append(phrase)
-    kept = {label: set(known.get(label, ())) for label in cues}
+    kept = {label: set(before.get(label, ())) for label in cues}
     return {
         label: sorted(phrases, key=lambda phrase: phrase not in kept[label])[:_MOST_CUES]
         for label, phrases in cues.items()
@@ -602,7 +602,7 @@ def is_note(line: str) -> bool:
 
 
 def limits_of(constraints: list[str]) -> list[tuple[str, str]]:
-    return [found for text in constraints for found in _LIMIT.findall(text)]
+    return [limit for text in constraints for limit in _LIMIT.findall(text)]
 
 
 def _banned_characters(constraint: str) -> list[str]:

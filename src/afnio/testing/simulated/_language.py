@@ -158,8 +158,8 @@ def read_sections(text: str, tag: str) -> list[tuple[dict[str, str], str]]:
 
 def read_section(text: str, tag: str) -> str:
     """Return the raw text of the section `tag`, or "" if there is none."""
-    found = _pattern(tag).search(text)
-    return found.group(2) if found else ""
+    match = _pattern(tag).search(text)
+    return match.group(2) if match else ""
 
 
 def samples_of(block: PromptBlock) -> int:
@@ -168,8 +168,8 @@ def samples_of(block: PromptBlock) -> int:
     >>> samples_of(PromptBlock({"samples": "12"}, "shorter")), samples_of(PromptBlock({}, "shorter"))
     (12, 1)
     """
-    given = block.attributes.get("samples", "1")
-    return int(given) if given.isdecimal() else 1
+    numbers = block.attributes.get("samples", "1")
+    return int(numbers) if numbers.isdecimal() else 1
 
 
 def unescape(text: str) -> str:
@@ -227,13 +227,13 @@ def _means(sentence: str, label: str) -> bool:
 
 def _phrases(sentence: str, labels: tuple[str, ...]) -> list[str]:
     names = {normalize(label) for label in labels}
-    found = [normalize(phrase) for phrase in _QUOTED.findall(sentence)]
-    found = [phrase for phrase in found if phrase not in names]
-    if not found and (listed := _LIST.search(sentence)):
-        found = [normalize(part) for part in re.split(r",|\bor\b|\band\b", listed.group(1))]
+    quoted = [normalize(phrase) for phrase in _QUOTED.findall(sentence)]
+    quoted = [phrase for phrase in quoted if phrase not in names]
+    if not quoted and (listed := _LIST.search(sentence)):
+        quoted = [normalize(part) for part in re.split(r",|\bor\b|\band\b", listed.group(1))]
     # Drop a part with the label in it: it ends the sentence, as in "… or dates, it is neutral".
-    found = [phrase for phrase in found if not any(name in phrase for name in names)]
-    return [phrase for phrase in found if 0 < len(phrase.split()) <= _LONGEST]
+    quoted = [phrase for phrase in quoted if not any(name in phrase for name in names)]
+    return [phrase for phrase in quoted if 0 < len(phrase.split()) <= _LONGEST]
 
 
 @lru_cache(maxsize=256)
@@ -508,8 +508,8 @@ def notes_in(text: str) -> list[tuple[str, str, int, str, str]]:
 
 
 def _asked(message: str) -> tuple[str, str]:
-    found = _QUESTION.search(message)
-    return (found[1], found[2]) if found else ("", "")
+    match = _QUESTION.search(message)
+    return (match[1], match[2]) if match else ("", "")
 
 
 def _retrieve(message: str, skills: Collection[str]) -> str:
@@ -643,10 +643,10 @@ def is_of_kind(part: str, kind: str) -> bool:
     >>> is_of_kind("two blackberries", "fruits"), is_of_kind("a bed", "fruits"), is_of_kind("a bed", "objects")
     (True, False, True)
     """
-    known = KINDS.get(kind)
-    if known is None:
+    members = KINDS.get(kind)
+    if members is None:
         return True
-    return any(_singular(word) in known for word in re.findall(r"\w+", part.lower()))
+    return any(_singular(word) in members for word in re.findall(r"\w+", part.lower()))
 
 
 def _singular(word: str) -> str:

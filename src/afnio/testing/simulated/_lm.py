@@ -174,20 +174,20 @@ def _reply(edits: list[dict[str, Any]]) -> str:
 def _mistakes(prompt: str, value: str, reader: Attention) -> list[tuple[str, str]]:
     """Return the id of each mistake that the prompt shows, and what a critic would say about it."""
     noun = noun_of(read_blocks(prompt, "reply_format"))
-    found = []
+    mistakes = []
     for mistake in read_blocks(read_section(prompt, "mistakes"), "mistake"):
         number = mistake.attributes.get("id", "")
         if "\n<trace>\n" in f"\n{mistake.text}":
             seen = _SEEN.match(mistake.text)
             variable = PromptBlock({"seen_in": seen[1] if seen else ""}, value)
-            found.append((number, by_calls(f"\n{mistake.text}", [variable], reader)[0]))
+            mistakes.append((number, by_calls(f"\n{mistake.text}", [variable], reader)[0]))
             continue
         conversation, _, judged = mistake.text.partition("</conversation>")
         said = [m.text for m in read_blocks(conversation, "message") if m.attributes.get("role") == "user"]
         feedback = [block.text.strip() for block in read_blocks(judged, "feedback")]
         case = Case(said[-1] if said else "", feedback, noun)
-        found.append((number, comment(value, case, reader)))
-    return found
+        mistakes.append((number, comment(value, case, reader)))
+    return mistakes
 
 
 def _feedback(prompt: str) -> list[tuple[str, str]]:
@@ -274,19 +274,19 @@ def _merge(blocks: list[str], places: list[PromptBlock], constraints: list[str])
     for place in places:
         number = int(place.attributes.get("block", "0"))
         edits = read_blocks(place.text, "edit")
-        changing = [found for found in edits if found.attributes.get("op") != "add"]
+        changing = [edit for edit in edits if edit.attributes.get("op") != "add"]
         old = blocks[number - 1] if changing and 0 < number <= len(blocks) else ""
         starts.append((number, old))
         kept = _phrases(old)
-        for found in changing:
-            kept &= _phrases(found.text)
-        for found in edits:
-            head, cues = split_cues(found.text)
+        for edit in changing:
+            kept &= _phrases(edit.text)
+        for edit in edits:
+            head, cues = split_cues(edit.text)
             lines.update(dict.fromkeys(line.strip() for line in head.split("\n") if line.strip()))
             for label, phrases in cues.items():
                 for phrase in phrases:
                     if phrase in kept or phrase not in _phrases(old):
-                        votes.setdefault(phrase, Counter())[label] += samples_of(found)
+                        votes.setdefault(phrase, Counter())[label] += samples_of(edit)
                         order[phrase] = None
     ranked = sorted(order, key=lambda phrase: -max(votes[phrase].values()))
     texts = _within(list(lines), ranked, votes, limits_of(constraints))

@@ -151,8 +151,8 @@ def classify(message: str, instructions: str, labels: tuple[str, ...], reader: A
     """
     words = normalize(message)
     naive = _read_naively(words, labels)
-    found = _cues_in(words, instructions, labels, reader)
-    counts = {label: len(found[label]) for label in labels}
+    cues = _cues_in(words, instructions, labels, reader)
+    counts = {label: len(cues[label]) for label in labels}
     most = max(counts.values())
     best = [label for label in labels if counts[label] == most]
     return naive if naive in best else best[0]
@@ -179,18 +179,18 @@ def _holds(
 
 def _flags(schema: dict[str, Any]) -> tuple[str, ...]:
     """Return the names of all booleans in the schema."""
-    found: list[str] = []
+    flags: list[str] = []
 
     def visit(node: Any, name: str, depth: int) -> None:
         if isinstance(node, dict) and depth:
             if node.get("type") == "boolean":
-                found.append(name)
+                flags.append(name)
             properties = node.get("properties")
             for key, child in properties.items() if isinstance(properties, dict) else ():
                 visit(child, key, depth - 1)
 
     visit(schema, "", _SCHEMA_DEPTH)
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(flags))
 
 
 def _read_naively(words: str, labels: tuple[str, ...]) -> str:
@@ -311,8 +311,8 @@ class _Filler:
         return self._string(schema)
 
     def _number(self, kind: str, schema: dict[str, Any]) -> int | float:
-        found = _NUMBER.search(self._message)
-        number = float(found.group()) if found else 0.0
+        match = _NUMBER.search(self._message)
+        number = float(match.group()) if match else 0.0
         step = 1 if kind == "integer" else 1e-6
         low, high = schema.get("minimum"), schema.get("maximum")
         if (bound := schema.get("exclusiveMinimum")) is not None:
