@@ -99,7 +99,7 @@ __all__ = [
     "tolerate",
 ]
 
-# What only some programs need is imported at its first use.
+# Names that only some programs need are imported at their first use.
 __getattr__, __dir__ = _lazily(
     __name__,
     globals(),

@@ -395,7 +395,7 @@ def hint(error: BaseException) -> str:
 _COROUTINE: Final = "'coroutine' object"
 
 
-# What is inside of an error
+# Parts of an error
 
 
 MOST_CAUSES: Final = 1_000

@@ -31,7 +31,7 @@ _LOCAL: Final = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # "loopback only", on every system
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
-    # Otherwise a call of Ray's starts a cluster by itself when this one has just gone, beside the one that we make.
+    # Otherwise a call of Ray's starts a second cluster by itself when this one has just gone.
     "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 _OURS_TO_END: Final = {"RAY_gcs_rpc_server_reconnect_timeout_s": "1000000"}

@@ -180,7 +180,7 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(tmp_path: Path, content: b
 def test_a_missing_file_and_a_folder_are_told(tmp_path: Path) -> None:
     """With what the system says."""
     for path, reason in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(CheckpointError, match=f"can't be read .{reason}"):
+        with pytest.raises(CheckpointError, match=f"must be readable .*{reason}"):
             Checkpoint.read(path)
 
 

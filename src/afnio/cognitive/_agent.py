@@ -2,13 +2,13 @@
 
 The function is called once for each sample with plain values, and makes its language model calls as it likes: through
 a client of Afnio's, or through the bridge of an SDK's. Nothing of it is in the graph but the call itself (`Called`).
-What the graph lacks, the trace has: every request and every reply of that sample. Backward is one call of the backward
+The trace has what the graph lacks: every request and every reply of that sample. Backward is one call of the backward
 model, which reads the trace and says for each prompt what should change (`TraceCritic`). Functions without a
 `backward` have the same critic.
 
 A trace is kept only if something wants feedback. It is opened in any case, because it notes what ended the calls for
-good, such as a budget: an agent that catches every exception would else return an answer that it made up without its
-model, and that answer would be scored.
+good, such as a budget: otherwise an agent that catches every exception would return an answer that it made up without
+its model, and that answer would be scored.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Agent(Module):
         return output
 
     def arranged(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Return inputs as `fn` takes them beside its prompts: `fn(*args, **kwargs, **prompts)`.
+        """Return inputs as `fn` takes them together with its prompts: `fn(*args, **kwargs, **prompts)`.
 
         Raises:
             TypeError: for inputs that `fn` doesn't take.

@@ -258,7 +258,7 @@ async def criticize_trace(
 FEW: Final = 4
 """Calls of a trace that are read on the loop."""
 LONGEST_INPUT: Final = 2_000
-"""Tokens of an agent's input, or of its output, that the critic reads beside the calls."""
+"""Tokens of an agent's input, or of its output, that the critic reads in addition to the calls."""
 
 
 def _unseen(inputs: Mapping[str, Any], shown: Transcript, count: Callable[[str], int]) -> dict[str, str]:

@@ -430,7 +430,7 @@ class LMJudge(Evaluator):
     def run_backward(cls, job: Job, ctx: Context) -> LaneFeedback | Later:
         if ctx.arguments.kwargs["eval_mode"]:
             return super().run_backward(job, ctx)
-        # Leave out `seen`: consumers saw a number, and the critic would take it for an edited reply.
+        # Leave out `seen`: consumers saw a number, and the critic would think that the reply was edited.
         asked = [
             Feedback(f.text, provenance=f.provenance) for incoming in ctx.feedback for f in incoming if f.text
         ]
@@ -486,7 +486,7 @@ def _check_success(success_fn: Any, max_score: Any) -> None:
         raise TypeError(f"max_score must be a number (got {max_score!r}); math.inf sets no bound")
     if success_fn is not None and max_score != 1:
         raise ValueError(
-            f"max_score={max_score!r} has no effect beside a success_fn, which decides alone; give one of the two"
+            f"max_score={max_score!r} has no effect with a success_fn, which decides alone; give one of the two"
         )
 
 

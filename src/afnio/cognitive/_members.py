@@ -1,4 +1,4 @@
-"""What a Module is made of: its members, their saved state, its hooks, and its steps for a Trainer.
+"""The parts of a Module: its members, their saved state, its hooks, and its steps for a Trainer.
 
 `Members` holds parameters, buffers, modules and clients by name and kind. `load` puts a state dict into them, all of it
 or nothing. `ModuleHooks` are functions called before and after `forward`, which may replace its arguments or its

@@ -60,7 +60,7 @@ T = TypeVar("T")
 @final
 @dataclass(frozen=True, slots=True)
 class RowResult(Generic[T]):
-    """What an agent made of one row.
+    """The result of one row.
 
     Attributes:
         index: the row's number, from 0.

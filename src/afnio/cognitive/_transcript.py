@@ -11,7 +11,7 @@ Gemini's `generateContent`. Four steps make a text of them that a critic can rea
 4. `fitted` cuts the rest to a number of tokens: the longest messages first, each in its middle. The texts that are
    criticised stay whole, and so do the last two messages.
 
-What a server or an agent sent is foreign: any JSON must come through, and nothing in it may raise.
+Everything that a server or an agent sent is foreign: any JSON must come through, and nothing in it may raise.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ReadCall:
 @final
 @dataclass(slots=True)
 class Transcript:
-    """What is shown of a trace.
+    """The part of a trace that is shown.
 
     Attributes:
         calls: without repetitions, and cut.

@@ -86,7 +86,7 @@ TOKEN_VARIABLE: Final = "AFNIO_GATEWAY_TOKEN"  # noqa: S105 - the variable's nam
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayOptions:
-    """What a gateway serves, and how much of it.
+    """The options of a gateway.
 
     Attributes:
         upstreams: the providers' base URLs by the name that is their path here. The one named "" is served at the root.

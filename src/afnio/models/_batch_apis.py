@@ -47,7 +47,7 @@ _NAME: Final = re.compile(r"[\w.:-]{1,200}")
 
 
 class _Api(ABC):
-    """What both have in common: one account, endpoint and model.
+    """The part that both have in common: one account, endpoint and model.
 
     Args:
         headers: returns those of a request.

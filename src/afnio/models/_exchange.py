@@ -3,7 +3,7 @@
 An `Exchange` is one call under way: `run` makes it, and a reader takes the reply from its pipe, whole or event by
 event. In between it is a call like any other: journal, single flight, budgets, limits, retries, events.
 
-`run` never raises an error of ours. Whoever reads the reply is an SDK, which takes an exception for a lost connection
+`run` never raises an error of ours. The reader is an SDK, which treats an exception as a lost connection
 and tries again. So it gets the provider's own response, or one of ours, with `x-should-retry: false`: the engine has
 retried already. `Exchange.error` has our error, and the context's trace remembers it.
 
@@ -288,7 +288,7 @@ class Exchange:
         pipe.fill(Head(reply.status, reply.headers), pieces, broken if self.error is None else None)
 
     def _trace_stream(self) -> None:
-        # What the reader saw, and no more: what was read on after it had left may differ in a resumed run.
+        # Only what the reader saw: what was read on after it had left may differ in a resumed run.
         if self._traced is not None and self.pipe.taken:
             body = b"".join(self.pipe.taken)
             if self._attempt.began or body.lstrip()[:1] != b"{":
@@ -403,7 +403,7 @@ class _Attempt:
         else:
             error = status_error(status, reply.headers, parsed, reply.body, url)
         error.limits = reply.limits
-        # A redirect is told in our words: an SDK might follow it, and take the key and the prompts along.
+        # We replace a redirect by our own error: an SDK might follow it, and send the key and the prompts along.
         if not 300 <= status < 400:
             error.response = replace(reply, headers={**reply.headers, **NO_RETRY})
         return error

@@ -65,7 +65,7 @@ def transport_for(library: ModuleType, transport: Any, taken: Taken) -> Any:
 
 
 class _Bridge:
-    """What the transports of both libraries do.
+    """The transports of both libraries.
 
     Args:
         limits: given to each account, with those of the block around the request.

@@ -176,7 +176,7 @@ _PATCHES: Final[dict[str, dict[str, Callable[[Any], None]]]] = {
     "urllib3": {"urllib3.connectionpool": _patch_urllib3},
     "http.client": {"http.client": _patch_http_client},
 }
-"""What is patched of each library, in which module."""
+"""The patched classes of each library, by module."""
 
 
 _logger = logging.getLogger("afnio")
@@ -292,7 +292,7 @@ def watch() -> None:
 
 _watching: Final[list[bool]] = []
 takers: Final[dict[str, Callable[..., Any]]] = {}
-"""What takes the requests of each library."""
+"""The functions that take the requests of each library."""
 
 
 # Routes

@@ -215,7 +215,7 @@ class Pipe:
 
 @final
 class Received:
-    """What has arrived of a stream.
+    """The part of a stream that has arrived.
 
     Attributes:
         events: as they go to the reader and into the journal.

@@ -325,7 +325,7 @@ _CERTIFICATES: Final = {
     **dict.fromkeys((9, 10), _CLOCK),
     **dict.fromkeys((62, 64), _NAME),
 }
-"""What to do about a certificate, for OpenSSL's codes of the reasons why it is refused (X509_V_ERR_…)."""
+"""Advice about a certificate, for OpenSSL's codes of the reasons why it is refused (X509_V_ERR_…)."""
 
 
 def _reason(error: aiohttp.ClientConnectorError) -> tuple[str, str] | tuple[str]:

@@ -308,7 +308,7 @@ class AsyncOpenAI(ChatClient):
         return self._made_headers
 
     def _plain_headers(self) -> dict[str, str]:
-        # Before openai 3, Azure's clients have a Bearer token among their defaults, beside their key.
+        # Before openai 3, Azure's clients have a Bearer token among their defaults, in addition to their key.
         of_sdk = self._sdk.auth_headers.items()
         defaults = {
             name: value

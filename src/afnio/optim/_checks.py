@@ -58,7 +58,7 @@ async def check(
         count_tokens: counts tokens for the parameter's `max_tokens`.
         gradients: the feedback. Its provenance has the training samples.
         instructions: the proposer's prompts, without the data in them.
-        allowed: texts that the value may repeat, beside its old one.
+        allowed: texts that the value may repeat, apart from its old one.
         leak_words: length in words from which a passage counts as copied. None doesn't look for copies.
     """
     if after == before:

@@ -45,7 +45,7 @@ class Demos(Optimizer):
     """Appends the best observed runs to its parameters, as examples. It makes no calls.
 
     Call `observe` with a batch and its scores, then `step()`, in a Trainer's `training_step` or in your own loop. It
-    works beside another optimizer, on the same text or, better, on its own parameter:
+    works together with another optimizer, on the same text or, better, on its own parameter:
 
         examples = afnio.Parameter("", role="examples")       # in the agent's system message
         demos = optim.Demos([examples], k=4)

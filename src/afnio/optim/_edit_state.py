@@ -1,4 +1,4 @@
-"""What a search by chains knows between two steps: its place in the data, the records of blocks, and what lost.
+"""The state of a search by chains between two steps: its place in the data, the records of blocks, and what lost.
 
 `SearchState` is all that is saved. A step works on it only where it has a result, so a step that fails leaves it alone.
 """
@@ -19,7 +19,7 @@ from afnio.optim._sizes import RowStream, SampleCost, Sizes
 
 @dataclass(slots=True)
 class BlockScore:
-    """What is known about one block; `Lineage` is what users see of it."""
+    """The record of one block; users see it as `Lineage`."""
 
     step: int = 0
     samples: tuple[int, ...] = ()
@@ -152,7 +152,7 @@ class SearchState:
             for known in [known for known in tested if known not in records]:
                 del tested[known]
 
-    # What races tell
+    # Results of races
 
     def remember(self, entry: Entry, values: Sequence[str]) -> None:
         """Note where the blocks of a candidate come from, which was made from `values`."""

@@ -18,7 +18,7 @@ WIDE: Final = 4
 
 
 class Sizes(NamedTuple):
-    """What one step does; see `EditTGD` for the names. `guards` is their number."""
+    """The sizes of one step; see `EditTGD` for the names. `guards` is their number."""
 
     chains: int
     inner: int

@@ -38,7 +38,7 @@ from afnio.runtime._waiting import Pending
 Messages = Sequence[Mapping[str, Any]]
 
 SECTIONS: Final = ("role", "variable", "constraints", "history", "feedback")
-"""Placeholders that `messages` may use, beside those of `inputs`."""
+"""Placeholders that `messages` may use, in addition to those of `inputs`."""
 LEAST_FEEDBACK: Final = 200
 """Lowest `feedback_tokens`. A summary in fewer tokens would have no content."""
 _LEAST: Final = {"feedback_tokens": LEAST_FEEDBACK, "per_failure": 1, "leak_words": 4}
@@ -372,7 +372,7 @@ def _messages(
 
 
 def _summary(gradients: Sequence[Variable]) -> dict[str, Any]:
-    """Return the counts that a prompt shows beside summed up feedback. Empty if all feedback is shown."""
+    """Return the counts that a prompt shows with summed up feedback. Empty if all feedback is shown."""
     if not isinstance(gradients, Reduced):
         return {}
     reduction = gradients.reduction

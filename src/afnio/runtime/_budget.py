@@ -161,7 +161,7 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
         self._items[item] = self._items.get(item, _NO_SPENT) + spent
 
     def move_attempt(self, item: Item, to: Item) -> None:
-        """Count an attempt under another item, so that it stands beside its reply."""
+        """Count an attempt under another item, so that it is listed with its reply."""
         left = self._items[item] + Spent(attempts=-1)
         self.record(to, Spent(attempts=1))
         if left == _NO_SPENT:
@@ -268,7 +268,7 @@ def _whole(name: str, value: Any) -> int | None:
     return None if number is None else int(number)
 
 
-# What one call holds of its budgets, attempt by attempt.
+# Reservations: the share of its budgets that one call holds, attempt by attempt.
 
 
 class Charge(Enum):

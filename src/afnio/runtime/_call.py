@@ -633,7 +633,7 @@ class AttemptOutcome(Enum):
         return cls.REJECTED if status < 500 else cls.FAILED
 
 
-# What a call is.
+# Calls.
 
 
 @dataclass(frozen=True, slots=True)
@@ -713,7 +713,7 @@ class Codec(Generic[R]):
     """Returns the reply with other counts of tokens."""
 
 
-# What calls leave in a journal.
+# Records in a journal.
 
 
 async def _record(trip: Trip[R], reply: R, kind: Kind = "reply") -> None:

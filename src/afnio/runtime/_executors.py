@@ -8,7 +8,7 @@ submitted is in `_remote.py`, what runs it in `_worker.py`.
 **A lost worker is no answer.** It says nothing about the lane that it ran, so that lane runs again. A pool knows only
 that it is broken, and with it the futures of all lanes in it, of which one at most is to blame. So they run again one
 at a time, each alone in it (`Turns`), and only a lane that breaks a pool alone has used up an attempt. Ray knows which
-task a dead worker had. That lane runs again beside the others, and alone after a third loss: where workers are killed
+task a dead worker had. That lane runs again with the others, and alone after a third loss: where workers are killed
 often, the same lane may be hit three times.
 
 **Who makes the pool can replace it.** A broken one is of no use any more, so `executor=` takes a callable that makes
@@ -143,7 +143,7 @@ class Workers:
 
 @dataclass(frozen=True, slots=True)
 class ExecutorState:
-    """What an executor is doing now.
+    """The state of an executor.
 
     Attributes:
         name: of the callable or the class that was passed, such as "ProcessPoolExecutor".
@@ -673,7 +673,7 @@ def _advice() -> str:
     return "look at what the workers wrote to stderr"
 
 
-# Who runs with whom
+# Turns: which lanes may run together
 
 
 @final

@@ -121,7 +121,7 @@ class AccountHealth:
         assert circuit.opened_at is not None
         return ProviderDownError(
             f"{self._url} has answered nothing for {(now - circuit.opened_at) / 60:.0f} minutes: "
-            f"{circuit.failures} requests failed, at last with [{error}]; start again when it works",
+            f"{circuit.failures} requests failed, at last with {error}; start again when it works",
             status=error.status,
         )
 

@@ -451,7 +451,7 @@ class Launch:
             self.runtime.bury(self, error)
 
     def wanted(self) -> bool:
-        """Return True if anything besides its own jobs waits for its slots. Runtime's thread only."""
+        """Return True if anything other than its own jobs waits for its slots. Runtime's thread only."""
         return any(
             not isinstance(waiter, Job) or waiter.launch is not self
             for job in self.jobs

@@ -186,7 +186,7 @@ def warn_once(url: str, kind: str, text: str, *figures: object) -> None:
         logging.getLogger("afnio").warning(text, url, *figures)
 
 
-# What may be sent.
+# Pacing.
 
 
 LONG: Final = 900.0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """What one of several replicas does now.
+    """The state of one of several replicas.
 
     Attributes:
         group: the client's `name`, "" without one.
@@ -47,7 +47,7 @@ class ReplicaState:
 @final
 @dataclass(frozen=True, slots=True)
 class Places:
-    """What runs where at one moment.
+    """The executors and replicas at one moment.
 
     Attributes:
         executors: each executor that has been used, in the order of first use: its `name`, `engine` and number of

@@ -255,7 +255,7 @@ def remote(
 
     Raises:
         TypeError: if it can't be pickled, or for something else than an executor.
-        ValueError: for `loop="caller"` beside an executor.
+        ValueError: for `loop="caller"` with an executor.
     """
     version = checked_durable(durable, executor)
     if executor is None or not callable(function):

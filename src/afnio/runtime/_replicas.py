@@ -90,7 +90,7 @@ class ReplicaAdmitter(Admitter):
             emit(ReplicaLeftOut(self.url, replica.account.url, str(error)))
         if unreached or hopeless is not None:
             replica.given_up = hopeless or replica.given_up
-            # Who tries a replica for all of them pays with no attempt.
+            # A call that tries a replica for all of them uses up no attempt.
             others = (other for other in self.replicas if other is not replica)
             permit.spared = permit.spared or tried or any(other.out_until <= now for other in others)
         elif ending.sign is not Sign.NOTHING:

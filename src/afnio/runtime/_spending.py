@@ -124,7 +124,7 @@ def _decimals(fields: Mapping[str, Any]) -> tuple[Decimal, Decimal, Decimal]:
     return Decimal(fields["input"]), Decimal(fields["cached"]), Decimal(fields["output"])
 
 
-# What an attempt may cost, and what budgets allow.
+# Estimates of attempts, and the limits of budgets.
 
 
 RESERVE_SHARE: Final = 0.95
@@ -210,7 +210,7 @@ class Caps(NamedTuple):
             yield "cost"
 
 
-# What attempts have cost.
+# Spending.
 
 
 COLUMNS: Final = (

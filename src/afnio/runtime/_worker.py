@@ -1,4 +1,4 @@
-"""What runs in a worker process: one function of ours, around each function of a user's.
+"""The part of the engine that runs in a worker process: one function of ours, around each function of a user's.
 
 `run_task` is what an executor gets to run. It takes bytes and returns bytes, so a pool never unpickles anything of a
 user's by itself. That matters: a pool treats an exception that it can't unpickle as a dead worker, and breaks. Errors
@@ -56,7 +56,7 @@ _KEPT: Final = 32
 
 
 class Ended(NamedTuple):
-    """What comes back from a worker.
+    """The result of a task in a worker.
 
     Attributes:
         ending: see `Ending`.

@@ -498,7 +498,7 @@ LONGEST: Final = 20_000
 """Characters of a sample's inputs that are recorded."""
 
 Leaves = dict[bytes, str]
-"""What a lane was made from: texts by their digests. The text of a target is empty, as it is no input."""
+"""The inputs of a lane: texts by their digests. The text of a target is empty, as it is no input."""
 
 
 class SampleKeys:

@@ -394,7 +394,7 @@ def slug(kind: str, name: str) -> str:
 
 
 def lease_path(store: Path, run_id: str) -> Path:
-    """Return the path of a run's lease, beside its journal."""
+    """Return the path of a run's lease, in the folder of its journal."""
     return store.with_suffix("") / f"{run_id}.lease"
 
 

@@ -104,8 +104,8 @@ class Checkpoints:
                 return path
         names = ", ".join(_names(self.folder)) or "none"
         raise CheckpointError(
-            f"there is no checkpoint [{os.fspath(name)}] in [{self.folder}] (there: {names}); name one of these, or "
-            "a path"
+            f"ckpt_path must name a checkpoint in {self.folder} (got {os.fspath(name)!r}; there: {names}); name one of "
+            "these, or a path"
         )
 
     def take_up(self, checkpoint: Checkpoint) -> None:
@@ -198,18 +198,16 @@ class Checkpoints:
             self._lock = LockFile(self.folder / "trainer.lock")
         except LockHeldError as error:
             who = (
-                "this process"
-                if error.holder == os.getpid()
-                else f"the process [{error.holder or 'unknown'}]"
+                "this process" if error.holder == os.getpid() else f"the process {error.holder or 'unknown'}"
             )
             raise CheckpointError(
-                f"the folder [{self.folder}] is in use by another trainer, of {who}; wait for its end, or give "
-                "this one a folder of its own (default_root_dir)"
+                f"the folder of checkpoints must have one trainer (got {self.folder}, in use by {who}); wait for its "
+                "end, or name another folder (default_root_dir)"
             ) from error
         except OSError as error:
             raise CheckpointError(
-                f"the folder [{self.folder}] takes no checkpoints ({error}); name another (default_root_dir), "
-                "or turn them off (enable_checkpointing=False)"
+                f"the folder of checkpoints must be writable (got {self.folder}: {error}); name another "
+                "(default_root_dir), or turn checkpoints off (enable_checkpointing=False)"
             ) from error
         for left in self.folder.glob(f".*{TEMPORARY}"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
@@ -238,7 +236,7 @@ class Checkpoints:
             names = ", ".join(checkpoint.metrics) or "none"
             self._warn(
                 f"epoch {epoch} can't become the best checkpoint: it has no number for the metric "
-                f"[{self._ranking.monitor}] (its metrics: {names}); name another as monitor"
+                f"{self._ranking.monitor!r} (its metrics: {names}); name another as monitor"
             )
         before, best = self._ranking.best, self._ranking.is_better(score)
         gone = self._ranking.add(epoch, score)
@@ -262,7 +260,7 @@ class Checkpoints:
         if reason != self._failure:
             self._failure = reason
             self._warn(
-                f"no checkpoint was written to [{self.folder}] ({reason}); training goes on, what was written "
+                f"no checkpoint was written to {self.folder} ({reason}); training goes on, what was written "
                 "before is whole, and the next checkpoint tries again"
             )
 
@@ -357,7 +355,7 @@ class Checkpoint:
         except OSError as error:
             reason = error.strerror or error
             raise CheckpointError(
-                f"the checkpoint [{path}] can't be read ({reason}); name another"
+                f"the checkpoint must be readable (got {path}: {reason}); name another"
             ) from error
         try:
             documents = unpacked(content)
@@ -400,8 +398,8 @@ class Checkpoint:
 def unusable(name: object, reason: object) -> CheckpointError:
     """Return the error for a checkpoint that a training can't continue from."""
     return CheckpointError(
-        f"the training can't go on from the checkpoint [{name}] ({' '.join(str(reason).split())}); name another, or "
-        "put it right"
+        f"the checkpoint must be one that the training can continue from (got {name}: "
+        f"{' '.join(str(reason).split())}); name another, or put it right"
     )
 
 
@@ -566,13 +564,13 @@ Phase = Literal["train", "val", "test", "predict"]
 """The data in use. A fit has "train" and "val", which overlap."""
 
 Moment = Literal["batch", "validation", "epoch", "end"]
-"""What has ended when the loop reports: a batch, a validation pass, an epoch, or everything."""
+"""The part that has ended when the loop reports: a batch, a validation pass, an epoch, or everything."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run is about to do, as known at its start.
+    """The plan of a run, as known at its start.
 
     Attributes:
         stage: the Trainer's method.

@@ -52,7 +52,7 @@ _QUORUM: Final = 1e-9
 @final
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a training asks for. Nothing was called to find out. `str()` of it is a table.
+    """The calls of a training. Nothing was called to find out. `str()` of it is a table.
 
     The low bound is for a training in which every answer is right, so that nothing is improved; the high one is for a
     training in which every answer is wrong. Neither includes retries, the reasoning of models that reason, or prompts
@@ -308,7 +308,7 @@ async def _validate(agent: Module, batch: Any, notes: list[str]) -> tuple[list[R
 
 
 class _Staged:
-    """An optimizer that marks the calls of its step. Its evaluations would else count as the samples' calls."""
+    """An optimizer that marks the calls of its step. Otherwise its evaluations would count as the samples' calls."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.clear_grad = optimizer.clear_grad

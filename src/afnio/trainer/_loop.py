@@ -1,13 +1,14 @@
-"""Fit loop: epochs of steps, with validation and checkpoints beside them.
+"""Fit loop: epochs of steps, with validation and checkpoints at the same time.
 
 `FitLoop` drives a training. `FitState` is where the training is: agent, optimizers, loaders, counters, history. A
 checkpoint is a copy of it, and `FitLoop.restore` continues from one. `Schedule` decides when to validate and when to
 end. `Session` holds the journal, the budget, the quorum and the seeds around everything that a Trainer does, and
 `RunLog` writes to the run of `te.init`.
 
-A validation pass runs beside the step that follows it, so that the training doesn't wait. Even so, the order of events
-depends on counts alone, never on timing. The result of a pass is recorded after that next step, and it is inserted into
-the history where the pass began. Otherwise a training that is killed and resumed would end with another history.
+A validation pass runs at the same time as the step that follows it, so that the training doesn't wait. Even so, the
+order of events depends on counts alone, never on timing. The result of a pass is recorded after that next step, and it
+is inserted into the history where the pass began. Otherwise a training that is killed and resumed would end with
+another history.
 """
 
 from __future__ import annotations
@@ -234,7 +235,7 @@ class FitLoop:
             await self._save(epoch=state.counters.epoch)
 
     async def _validate(self, tasks: TaskGroup) -> None:
-        """Start a pass with the current parameters. The training continues beside it."""
+        """Start a pass with the current parameters. The training continues meanwhile."""
         await self._save(validating=True)
         assert self._boundary is not None
         place = len(self._trainer.history)
@@ -522,7 +523,7 @@ class FitState:
         if self._val_loader is not None and self.val_loader is None:
             self.val_loader = loader_state(self._val_loader)
 
-    # What has ended
+    # The log of the run
 
     def count_step(self, group: Sequence[Fetched], end: StepEnd, number: int, skipped: str | None) -> None:
         """Record a step.
@@ -682,12 +683,12 @@ class Schedule:
         return None if early else asked
 
 
-# What holds around everything that a Trainer does
+# Contexts of everything that a Trainer does
 
 
 @final
 class Session:
-    """The budget of all of a Trainer's calls, and the journal beside the checkpoints of its fit."""
+    """The budget of all of a Trainer's calls, and the journal of its fit."""
 
     def __init__(self, options: TrainerOptions) -> None:
         self._options = options
@@ -700,7 +701,7 @@ class Session:
 
     @property
     def ledger(self) -> Ledger:
-        """What was spent, including what the journals recorded before."""
+        """The spending, including that of earlier runs in the journals."""
         return self._spending.ledger
 
     @asynccontextmanager

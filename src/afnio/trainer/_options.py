@@ -3,7 +3,7 @@
 From the top: the Trainer's arguments with their checks; `Metric` and `Outcome`, sums over samples; `StepOutput`, which
 takes apart what a user's step returned; and the quorum, how many samples of a step or a pass may fail.
 
-Metrics are kept as sums, not as means of batches. Batches of 33, 33 and 2 samples would else count the two samples as a
+Metrics are kept as sums, not as means of batches. Otherwise the last two of 68 samples would count as a
 third of everything, and a failed sample would count as a wrong one.
 """
 

@@ -2,11 +2,11 @@
 
 * `train_step` is one optimizer step: its batches forward and backward side by side, then the proposals.
 * `EvaluationPass` is one pass over a loader with fixed parameters, as one pool of samples instead of batch after batch.
-* `ValidationPass` is such a pass beside the training, with the parameters of the moment at which it began.
+* `ValidationPass` is such a pass during the training, with the parameters of the moment at which it began.
 
 Samples fail: a content filter refuses one, a reply is unreadable. The quorum is therefore counted over a whole step or
 a whole pass, not at each node. While a step runs its nodes tolerate nearly any failure (`lenient`), and `check_quorum`
-decides at its end. In a batch of four, one failed sample would else end the step at the first node.
+decides at its end. Otherwise one failed sample in a batch of four would end the step at the first node.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ class EvaluationPass:
         return window if is_async(self._function) else min(window, THREADED)
 
 
-# A validation pass beside the training
+# A validation pass during the training
 
 
 @final

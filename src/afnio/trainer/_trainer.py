@@ -61,8 +61,8 @@ class Trainer(TrainerState):
     Each method has an asynchronous twin: `fit` and `afit`, `validate` and `avalidate`, `test` and `atest`, `predict`
     and `apredict`. "score" is the mean over samples. `mode` says if a larger one is better.
 
-    Without a run of `te.init`, a `fit` keeps its calls in a journal beside its checkpoints. After a kill at any point,
-    `fit(..., ckpt_path="last")` continues and pays for no reply twice.
+    Without a run of `te.init`, a `fit` keeps its calls in a journal in the folder of its checkpoints. After a kill
+    at any point, `fit(..., ckpt_path="last")` continues and pays for no reply twice.
 
     Args:
         max_epochs: passes over the training batches at most; -1 for any number, until something else ends the
@@ -171,7 +171,7 @@ class Trainer(TrainerState):
         return self.options.root / CHECKPOINTS
 
     def tell(self, text: str) -> None:
-        """Show a line that stays, beside the progress of a `fit`. For callbacks; without progress it does nothing."""
+        """Show a line that stays, with the progress of a `fit`. For callbacks; without progress it does nothing."""
         if self._progress is not None and self.options.enable_progress_bar:
             self._progress.message(text)
 
@@ -199,7 +199,7 @@ class Trainer(TrainerState):
         """Train `agent`.
 
         Args:
-            val_dataloader: the batches to validate on, beside the training.
+            val_dataloader: the batches to validate on, while the training continues.
             ckpt_path: continue from "last", "best" or a file. "last" begins if there is none yet.
 
         Raises:

@@ -504,7 +504,9 @@ def listen(port: int) -> socket.socket:
     try:
         return socket.create_server((ADDRESS, port))
     except (OSError, OverflowError) as error:
-        raise StudioError(f"port [{port}] can't be used ({error}); omit --port to use a free one") from error
+        raise StudioError(
+            f"the port must be free (got {port}: {error}); omit --port to use a free one"
+        ) from error
 
 
 def _serve(home: Path, token: str, listener: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong at the provider, and how long it takes: `FaultPlan`, `Fault`, `Latency`.
+"""Faults and latency of the provider: `FaultPlan`, `Fault`, `Latency`.
 
 A fault at a random moment makes a test that fails once a week. Here every attempt of every request draws its fate from
 a hash of the seed, the request's body and the attempt's number. The same program meets the same faults in the same

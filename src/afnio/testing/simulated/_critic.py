@@ -330,7 +330,7 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
 _LIMITS: Final = re.compile(r"at most (\d+) points?, (\d+) words")
 _NOUN: Final = re.compile(r'mean the ([^".]*?) is "')
 _SPARE_WORDS: Final = 14
-"""Words of a point besides its phrases."""
+"""Words of a point in addition to its phrases."""
 
 Remark = tuple[str, str, str]
 """An element of a feedback: "claim", "denial" or "wish", its phrase, and its label ("" for a wish)."""

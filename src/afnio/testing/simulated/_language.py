@@ -1,4 +1,4 @@
-"""What the simulated LM can read and write: requests, tagged blocks, cue sentences, words and tasks.
+"""The language of the simulated LM: requests, tagged blocks, cue sentences, words and tasks.
 
 A real model understands any prompt. This one understands a small language that the student, the critic, the reducer
 and the optimizer share, so that a criticism can travel from one to the next:
