@@ -46,6 +46,12 @@ COMMANDS: Final = {
         "afnio demo",
         "run the README's program with a simulated model",
     ),
+    "batches": Command(
+        "afnio.cli._batches:batches_main",
+        "list, cancel or fetch the batches of a journal",
+        "afnio batches list run.journal",
+        "show what a program has left at its providers' batch APIs",
+    ),
     "doctor": Command(
         "afnio.cli._doctor:doctor_main",
         "check this machine and an endpoint",

@@ -256,10 +256,13 @@ class AsyncOpenAI(ChatClient):
             return None
         api = self._batch_apis.get(request.model)
         if api is None:
-            secrets = (*self._secrets(), *self._beside_key)
-            api = OpenAIBatches(self.account, f"/v1/{PATH}", request.model, self._headers, secrets, CHAT)
-            self._batch_apis[request.model] = api
+            api = self._batch_apis[request.model] = self.batch_api(f"/v1/{PATH}", request.model)
         return Batched(api, plan, journal, request.encoded, self._read_line)
+
+    def batch_api(self, endpoint: str, model: str) -> OpenAIBatches:
+        """Return the batch API of its account for a model's calls of an endpoint."""
+        secrets = (*self._secrets(), *self._beside_key)
+        return OpenAIBatches(self.account, endpoint, model, self._headers, secrets, CHAT)
 
     def _read_line(self, status: int, body: bytes) -> ChatResponse:
         """Return the reply in a line of a batch."""

@@ -27,6 +27,7 @@ from typing import (
 )
 
 import anyio
+import anyio.to_thread
 
 from afnio.errors import FinalModelError, JournalError
 from afnio.runtime._limits import warn_once
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+MOST_RESULTS: Final = 4 << 30
+"""Bytes of a parcel's results. They are kept in a file, not in memory."""
 MOST_LINE: Final = 96 << 20
 """Bytes of a line of the results. A longer one counts as garbled."""
 AT_ONCE: Final = 500
@@ -330,6 +333,26 @@ def write_lines(path: Path, api: BatchApi, bodies: Iterable[tuple[str, bytes]]) 
         file.write(after)
 
 
+async def write_results(path: Path, api: BatchApi, status: ParcelStatus) -> None:
+    """Write a parcel's results into a file.
+
+    Raises:
+        ModelError: if they can't be read, or are too large.
+        OSError: if the file can't be written.
+    """
+    size = 0
+    with await anyio.to_thread.run_sync(private_file, path) as file:
+
+        async def write(piece: bytes) -> None:
+            nonlocal size
+            size += len(piece)
+            if size > MOST_RESULTS:
+                raise FinalModelError(f"{api.account.url} sent results of more than {MOST_RESULTS:,} bytes")
+            await anyio.to_thread.run_sync(file.write, piece)
+
+        await api.results(status, write)
+
+
 def scan(path: Path, start: int, api: BatchApi) -> tuple[list[tuple[str, LineOutcome, tuple[int, int]]], int]:
     """Return some lines of the results from `start` on, and where the next ones begin."""
     found: list[tuple[str, LineOutcome, tuple[int, int]]] = []
@@ -362,6 +385,25 @@ def lines_at(path: Path, places: list[tuple[int, int] | None]) -> list[bytes | N
                 file.seek(place[0])
             lines.append(None if place is None else file.read(place[1]))
         return lines
+
+
+def usage_at(path: Path, places: list[tuple[int, int] | None], api: BatchApi) -> Usage:
+    """Return the tokens of some lines of the results."""
+    usage = Usage()
+    for start in range(0, len(places), AT_ONCE):
+        for line in lines_at(path, places[start : start + AT_ONCE]):
+            usage += Usage() if line is None else api.usage(api.outcome(line)[1].body)
+    return usage
+
+
+def said_limit(refusal: str) -> int:
+    """Return the limit in tokens that a refusal for a full queue names, or 0.
+
+    >>> said_limit("Enqueued token limit reached for m. Limit: 2,000,000 enqueued tokens.")
+    2000000
+    """
+    match = re.search(r"[Ll]imit: ([\d,]+)", refusal)
+    return int(match[1].replace(",", "") or 0) if match is not None else 0
 
 
 def recorded_lines(journal: Path, ids: list[str]) -> set[str]:

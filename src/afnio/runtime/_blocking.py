@@ -19,7 +19,9 @@ import anyio
 from anyio.abc import TaskGroup
 
 from afnio.errors import BlockingReadError
+from afnio.runtime._kernel import existing_runtime
 from afnio.runtime._loop import parking, running_library
+from afnio.runtime._parcels import Depot
 from afnio.runtime._waiting import may_block
 
 T = TypeVar("T")
@@ -54,7 +56,8 @@ def run_blocking(
 def _interruptible(main: Callable[[], Awaitable[T]], gently: Callable[[], object] | None) -> T:
     """Run `main()` so that the first Ctrl-C stops and records it, and a second one ends the process.
 
-    With `gently` it takes one more: the first only calls that.
+    With `gently` it takes one more: the first only calls that. But not while calls wait for a batch API: to end gently
+    may take hours then, and a program that is started again finds its batches.
     """
     body = _Stoppable(main)
     answers = [*([] if gently is None else [gently]), body.stop]
@@ -65,6 +68,8 @@ def _interruptible(main: Callable[[], Awaitable[T]], gently: Callable[[], object
             with suppress(OSError):
                 os.write(2, b"\x1b[?25h\nafnio: left at once\n" if os.isatty(2) else b"afnio: left at once\n")
             os._exit(130)
+        if len(answers) > 1 and _waits_for_batches():
+            answers.pop(0)
         # From a thread: the loop may sleep, and only another thread wakes it.
         threading.Thread(target=answers.pop(0), daemon=True).start()
 
@@ -76,6 +81,11 @@ def _interruptible(main: Callable[[], Awaitable[T]], gently: Callable[[], object
     if not body.results:
         raise KeyboardInterrupt
     return body.results[0]
+
+
+def _waits_for_batches() -> bool:
+    runtime = existing_runtime()
+    return runtime is not None and any(isinstance(one, Depot) and one.waits for one in runtime.resources())
 
 
 class _Stoppable(Generic[T]):
@@ -129,7 +139,7 @@ def _in_thread(main: Callable[[], Awaitable[T]], gently: Callable[[], object] | 
         try:
             thread.join()
         except KeyboardInterrupt:
-            if gently is None:
+            if gently is None or _waits_for_batches():
                 raise
             gently()
             thread.join()

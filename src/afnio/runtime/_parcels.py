@@ -1,16 +1,15 @@
 """Parcels: calls that a provider's batch API carries out within a day, at a reduced price.
 
 A provider's batch is called a parcel here, because "batch" is Afnio's word for lanes. A call of a `batch_api` block
-isn't sent by itself. It boards the parcel that its group (account, endpoint, model and journal) collects. The parcel
-leaves once no call has come for `linger` seconds, or when it is full. It takes no place in flight and no quota.
+boards the parcel that its group (account, endpoint, model and journal) collects. The parcel leaves once no call has
+come for `linger` seconds, or when it is full. It takes no place in flight and no quota.
 
     forming → planned → created → results in a file → each call has its reply on disk → closed
 
 **What survives a kill** are the rows of the journal. `planned` is on disk, with the ids of all lines, before anything
 is sent, and `created` has the provider's name for the parcel. A line's id is a digest of the call's key, scope and
-address, so a program that is started again makes the same ids and claims its lines of the parcels that are still open
-(`Parcel.claim`). Nothing is asked about such a parcel until a call claims a line. `closed` is written after the last
-reply of it is on disk.
+address, so a program that is started again makes the same ids, and claims its lines of the parcels that are open
+(`Parcel.claim`). Nothing is asked about such a parcel before. `closed` follows the last reply of it.
 
 **What isn't known is found out, not assumed.** A parcel whose creation got no answer is looked for in the provider's
 list before it is created again. A line that was paid for and never came is charged at its reserve. Lines that no call
@@ -25,7 +24,6 @@ import itertools
 import json
 import logging
 import random
-import re
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -33,7 +31,7 @@ from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import anyio
 import anyio.to_thread
@@ -61,10 +59,12 @@ from afnio.runtime._batch_api import (
     goes_live,
     lines_at,
     no_file,
-    private_file,
     recorded_lines,
+    said_limit,
     scan,
+    usage_at,
     write_lines,
+    write_results,
 )
 from afnio.runtime._loop import Signal, Task, call_later, loop_time
 from afnio.runtime._spending import BATCH, at_tier
@@ -88,8 +88,6 @@ CANCELLING: Final = 900.0
 """Seconds that a provider may take to cancel a parcel. OpenAI says up to ten minutes."""
 REFUSED_FOR: Final = 3600.0
 """Seconds for which a single call waits for room in the provider's queue that our own parcels don't fill."""
-MOST_RESULTS: Final = 4 << 30
-"""Bytes of a parcel's results. They are kept in a file, not in memory."""
 
 
 @final
@@ -168,6 +166,12 @@ class Depot:
         group.api = api  # the newest credentials
         return group
 
+    @property
+    def waits(self) -> bool:
+        """True if calls wait for a parcel. Safe on any thread."""
+        groups = list(self.groups.values())
+        return any(group.forming or any(parcel.riders for parcel in list(group.parcels)) for group in groups)
+
     async def aclose(self) -> None:
         for group in self.groups.values():
             group.end()
@@ -194,7 +198,8 @@ class Group:
         self.reached = False
         self.room = anyio.Event()
         self.refused_since: float | None = None
-        self._has_api = True
+        self._unreached: float | None = None
+        self.has_api = True
         self._ended = False
         self._size = self._tokens = 0
         self._last = 0.0
@@ -203,7 +208,7 @@ class Group:
         self.parcels = [Parcel(self, row) for row in journal.parcels() if names.items() <= row.items()]
 
     def board(self, rider: Rider) -> None:
-        if not self._has_api:
+        if not self.has_api:
             rider.end(LineOutcome("live"))
             return
         for parcel in reversed(self.parcels):
@@ -270,6 +275,21 @@ class Group:
         self.parcels.append(parcel)
         parcel.start()
 
+    async def pause(self, error: ModelError, trial: int) -> None:
+        """Wait before a request is tried again.
+
+        Raises:
+            ProviderDownError: if the host was never reached, and has been tried for some seconds.
+        """
+        if not isinstance(error, UnreachableError):
+            self.reached = True
+        elif not self.reached:
+            self._unreached = self._unreached or loop_time()
+            if loop_time() - self._unreached > FIRST_CONTACT:
+                raise ProviderDownError(str(error)) from None
+        longest = min(BACKOFF_MAX, 0.5 * 2 ** min(trial, 10))
+        await anyio.sleep((error.retry_after or 0.0) + random.uniform(0.1, max(0.1, longest)))
+
     def leave(self, rider: Rider) -> None:
         """Let a call go that doesn't wait any longer. If it is on its way, its reply is recorded when it comes."""
         rider.left = True
@@ -277,11 +297,6 @@ class Group:
             del self.forming[rider.id]
             self._size -= rider.size
             self._tokens -= rider.tokens
-
-    def lives(self) -> None:
-        """Note that the provider has no batch API."""
-        self._has_api = False
-        goes_live(self.api.account.url, "it has no batch API")
 
     def forget(self, parcel: Parcel) -> None:
         if parcel in self.parcels:
@@ -339,6 +354,7 @@ class Parcel:
         self.status = ParcelStatus("")
         self.over = False
         self._row = row
+        self._name = str(row["name"])
         self._counted: set[str] = set(row.get("counted", ()))
         self._open = set(self.ids) - set(row.get("settled", ()))
         self._free = set(self._open) if riders is None else set()
@@ -348,18 +364,38 @@ class Parcel:
         self._hurry = anyio.Event()
         self._rejected: set[str] = set()
         self._ours = 0
+        self._guessed = bool(row.get("guessed"))
         self.task: Task | None = None
         for rider in self.riders.values():
             rider.parcel = self
 
     @property
-    def name(self) -> str:
-        return str(self._row["name"])
-
-    @property
     def at_provider(self) -> bool:
         """True while it goes on there, as far as it is known."""
         return bool(self.remote) and not self.over
+
+    @property
+    def results(self) -> Path:
+        return self._file("results")
+
+    async def is_at_provider(self) -> bool:
+        """Ask the provider about it once. Return False if it doesn't have it."""
+        if not self.remote:
+            self.remote = await self._look_for()
+            if self.remote:
+                await self._note("created")
+        if self.remote:
+            self.status = await self.group.api.status(self.remote)
+        return bool(self.remote)
+
+    async def fetch(self) -> bool:
+        """Fetch its results into a file beside the journal, if it has ended."""
+        if self.status.ended != "done":
+            return False
+        if self._row["state"] != "fetched" or not self.results.exists():
+            await self._fetch()
+            await self._note("fetched")
+        return True
 
     def start(self) -> None:
         self._running = True
@@ -372,14 +408,9 @@ class Parcel:
 
     def claim(self, rider: Rider) -> bool:
         """Give a call its line, if an earlier program has put it here and no other call has taken it."""
-        ident = rider.id
-        if ident not in self._free:
-            if not self._free or not rider.batched.journal.has_changed(rider.scope):
-                return False
-            found = self._similar(rider)
-            if found is None:
-                return False
-            ident = found
+        ident = rider.id if rider.id in self._free else self._similar(rider)
+        if ident is None:
+            return False
         try:
             rider.go()
         except Exception as error:
@@ -393,7 +424,9 @@ class Parcel:
         return True
 
     def _similar(self, rider: Rider) -> str | None:
-        """Return a line with the same request of the same scope: the program has changed, and moved its calls."""
+        """Return a line with the same request of the same scope, if the program has changed, or None."""
+        if not self._free or not rider.batched.journal.has_changed(rider.scope):
+            return None
         size = KEY if rider.batched.journal.mode == "reuse" else FAMILY
         if self._families is None:
             self._families = {}
@@ -401,8 +434,7 @@ class Parcel:
                 self._families.setdefault(ident[:size], []).append(ident)
         line = self._families.get(rider.id[:size], [])
         while line:
-            ident = line.pop()
-            if ident in self._free:
+            if (ident := line.pop()) in self._free:
                 return ident
         return None
 
@@ -420,7 +452,7 @@ class Parcel:
                 await (self._refused() if self.status.ended == "failed" else self._read())
         except Exception as error:
             if not isinstance(error, ModelError | JournalError):
-                _logger.exception("the batch %s failed", self.remote or self.name)
+                _logger.exception("the batch %s failed", self.remote or self._name)
             self._fail(error)
         finally:
             self._running = False
@@ -450,10 +482,14 @@ class Parcel:
         from afnio.runtime._journal_file import Record  # with sqlite3, which `import afnio` leaves out
 
         self._row["state"] = state
-        fields = self._row if state == "planned" else {"state": state, "remote": self.remote}
+        fields = (
+            self._row
+            if state == "planned"
+            else {"state": state, "remote": self.remote, "guessed": self._guessed}
+        )
         api = self.group.api
         record = Record(
-            address=self.name, scope="", key="", model=api.model, purpose="batch",
+            address=self._name, scope="", key="", model=api.model, purpose="batch",
             account=at_tier(api.account.url, BATCH), usage=usage or Usage(),
             payload=json.dumps({**fields, **more}).encode(), kind="parcel", reusable=False,
         )  # fmt: skip
@@ -462,7 +498,7 @@ class Parcel:
     def _file(self, end: str) -> Path:
         """Return the path of a file beside the journal: the lines to be sent, or the results."""
         path = self.group.journal.path
-        return path.with_name(f"{path.name}.{self.name}.{end}")
+        return path.with_name(f"{path.name}.{self._name}.{end}")
 
     # Sending
 
@@ -506,66 +542,69 @@ class Parcel:
                     await anyio.sleep(GRACE)
                     self.remote, unsure = await self._look_for(), False
                 if not self.remote:
-                    uploaded = uploaded or await api.upload(self.name, path)
+                    uploaded = uploaded or await api.upload(self._name, path)
                     creating = True
-                    self.remote = await api.create(self.name, path, uploaded)
+                    self.remote = await api.create(self._name, path, uploaded)
                 break
             except RateLimitedError as error:
                 if not await self._wait_for_room(error):
                     return
             except TransientModelError as error:
-                if isinstance(error, UnreachableError):
-                    if not group.reached and time.time() - self.created > FIRST_CONTACT:
-                        await self._note("closed")
-                        self._fail(ProviderDownError(str(error)), unpaid=True)
-                        return
-                else:
-                    unsure = unsure or creating
-                await _pause(trial)
+                unsure = unsure or (creating and not isinstance(error, UnreachableError))
+                try:
+                    await group.pause(error, trial)
+                except ProviderDownError as down:
+                    await self._note("closed")
+                    self._fail(down, unpaid=True)
+                    return
             except FinalModelError as error:
                 if unsure:
                     raise
                 if isinstance(error, NoBatchApiError):
-                    group.lives()
+                    group.has_api = False
+                    goes_live(api.account.url, "it has no batch API")
                     await self._pass_on(LineOutcome("live"))
                 else:
                     await self._note("closed")
                     self._fail(error, unpaid=True)
                 return
         group.reached = True
-        await self._note("created", **self._guess())
+        await self._note("created")
         _logger.info("%d calls are in %s (%s)", len(self.ids), self.remote, api.account.url)
 
     async def _look_for(self) -> str:
         """Return the provider's name for it, or "" if its list doesn't show it."""
         taken = {parcel.remote for parcel in self.group.parcels if parcel.remote} | self._rejected
         try:
-            found = await self.group.api.find(self.name, self.created, len(self.ids), taken)
+            found = await self.group.api.find(self._name, self.created, len(self.ids), taken)
         except RateLimitedError as error:  # no refusal of the parcel
             raise TransientModelError(str(error)) from None
         if found and not self.group.api.marks:
-            self._row["guessed"] = True
+            self._guessed = True
         return found or ""
 
-    def _guess(self) -> dict[str, bool]:
-        return {"guessed": True} if self._row.get("guessed") else {}
-
     async def _pass_on(self, outcome: LineOutcome) -> None:
-        """Close it, because nothing of it was carried out."""
-        await self._note("closed")
-        riders, self.riders = self.riders, {}
-        self.over = True
-        self.group.forget(self)
-        for rider in riders.values():
+        for rider in await self._end_unserved():
             rider.end(outcome)
 
-    async def _resend(self, parts: Iterable[Iterable[Rider]]) -> None:
-        """Close it, and send its calls in other parcels. It is the same attempt, because this one was refused."""
-        await self._note("closed")
-        self.riders, self.over = {}, True
-        self.group.forget(self)
+    async def _resend(self, *parts: Iterable[Rider]) -> None:
+        """Send its calls in other parcels. It is the same attempt, because this one was refused."""
+        await self._end_unserved()
         for part in parts:
             self.group.send(rider for rider in part if not rider.left)
+
+    async def _board_again(self) -> None:
+        for rider in await self._end_unserved():
+            if not rider.left:
+                self.group.board(rider)
+
+    async def _end_unserved(self) -> list[Rider]:
+        """Close it, because nothing of it was carried out, and return its calls."""
+        riders, self.riders, self._free = list(self.riders.values()), {}, set()
+        await self._note("closed")
+        self.over = True
+        self.group.forget(self)
+        return riders
 
     async def _wait_for_turn(self) -> None:
         """Wait until the provider's queue has room beside our other parcels, as far as its limit is known."""
@@ -581,14 +620,13 @@ class Parcel:
         """Wait, because the provider's queue is full. Return False if the parcel has ended instead."""
         group, riders, text = self.group, list(self.riders.values()), str(error)
         group.refused_since = group.refused_since or loop_time()
-        number = re.search(r"[Ll]imit: ([\d,]+)", text)
-        said = int(number[1].replace(",", "")) if number is not None else 0
+        said = said_limit(text)
         alone = not any(parcel.at_provider for parcel in group.parcels if parcel is not self)
         limit = min(group.limit or self.tokens, said or self.tokens)
         if len(riders) > 1 and "oken" in text and (alone or self.tokens > limit):
             # Refused though it fits: the provider counts more tokens than we do, or others fill its queue.
             group.limit = max(1, limit if self.tokens > limit else self.tokens // 2)
-            await self._resend([riders])
+            await self._resend(riders)
             return False
         too_large = 0 < said < self.tokens
         if too_large or (alone and loop_time() - group.refused_since > REFUSED_FOR):
@@ -608,35 +646,20 @@ class Parcel:
             try:
                 self.remote = await self._look_for()
                 if self.remote:
-                    await self._note("created", **self._guess())
+                    await self._note("created")
                     return
                 if time.time() - self.created > GRACE:
                     break
                 await anyio.sleep(min(GRACE, 5.0))
             except TransientModelError as error:
-                self._check_contact(error, trial)
-                await _pause(trial)
+                await self.group.pause(error, trial)
         await self._board_again()
-
-    async def _board_again(self) -> None:
-        """Close an earlier parcel, because nothing of it was carried out. Its calls board another one."""
-        riders, self.riders, self._free = list(self.riders.values()), {}, set()
-        await self._note("closed")
-        self.over = True
-        self.group.forget(self)
-        for rider in riders:
-            if not rider.left:
-                self.group.board(rider)
-
-    def _check_contact(self, error: TransientModelError, trial: int) -> None:
-        if isinstance(error, UnreachableError) and not self.group.reached and trial >= 4:
-            raise ProviderDownError(str(error)) from None
 
     # Following it
 
     async def _follow(self) -> None:
         """Ask for its state until it has ended."""
-        if self._row["state"] == "fetched" and self._file("results").exists():
+        if self._row["state"] == "fetched" and self.results.exists():
             return
         failures, began, cancelled = 0, time.time(), False
         while True:
@@ -652,9 +675,7 @@ class Parcel:
                     return
             except TransientModelError as error:
                 failures += 1
-                if self.earlier:
-                    self._check_contact(error, failures)
-                await _pause(failures)
+                await self.group.pause(error, failures)
                 continue
             except FinalModelError as error:
                 if error.status != 404:
@@ -688,32 +709,26 @@ class Parcel:
             self.remote = ""
             if await self._wait_for_room(RateLimitedError(text)):
                 late = LineOutcome("unserved", reason="it wasn't sent in time")
-                await (self._pass_on(late) if self._hurried else self._resend([list(self.riders.values())]))
+                await (self._pass_on(late) if self._hurried else self._resend(list(self.riders.values())))
             return
+        refused = f"{self.group.api.account.url} refused the call in a batch ({{}})"
         named = {self.ids[line - 1]: why for line, _, why in errors if line and 0 < line <= len(self.ids)}
         for ident, why in named.items():
             rider = self.riders.pop(ident, None)
             if rider is not None:
-                rider.end(self._refusal(why), unpaid=True)
+                rider.end(FinalModelError(refused.format(why), status=400), unpaid=True)
         riders = list(self.riders.values())
         if not named and len(riders) == 1:
-            riders.pop().end(self._refusal(text), unpaid=True)
+            riders.pop().end(FinalModelError(refused.format(text), status=400), unpaid=True)
         middle = len(riders) // 2
-        await self._resend([riders] if named else [riders[:middle], riders[middle:]])
-
-    def _refusal(self, why: str) -> FinalModelError:
-        return FinalModelError(
-            f"{self.group.api.account.url} refused the call in a batch ({why})", status=400
-        )
+        await self._resend(*([riders] if named else [riders[:middle], riders[middle:]]))
 
     # Reading the results
 
     async def _read(self) -> None:
         """Fetch the results into a file beside the journal, and hand out the lines."""
-        path = self._file("results")
-        if self.status.ended:
-            await self._fetch(path)
-            await self._note("fetched", **self._guess())
+        path = self.results
+        await self.fetch()
         if self.earlier:
             recorded = await anyio.to_thread.run_sync(
                 recorded_lines, self.group.journal.path, list(self._free)
@@ -728,7 +743,7 @@ class Parcel:
         self.over = True
         self.group.room.set()
         self.group.room = anyio.Event()
-        if self._row.get("guessed") and not self._ours:
+        if self._guessed and not self._ours:
             await self._not_ours()
             return
         self.group.refused_since = None
@@ -750,27 +765,16 @@ class Parcel:
             await self._follow()
             await self._read()
 
-    async def _fetch(self, path: Path) -> None:
+    async def _fetch(self) -> None:
         for trial in itertools.count():
             try:
-                with await anyio.to_thread.run_sync(private_file, path) as file:
-                    size = 0
-
-                    async def write(piece: bytes, file: BinaryIO = file) -> None:
-                        nonlocal size
-                        size += len(piece)
-                        if size > MOST_RESULTS:
-                            raise FinalModelError(
-                                f"{self.remote} has results of more than {MOST_RESULTS:,} bytes"
-                            )
-                        await anyio.to_thread.run_sync(file.write, piece)
-
-                    await self.group.api.results(self.status, write)
-                    return
+                await write_results(self.results, self.group.api, self.status)
             except OSError as error:
-                raise no_file(path, error) from None
-            except TransientModelError:
-                await _pause(trial)
+                raise no_file(self.results, error) from None
+            except TransientModelError as error:
+                await self.group.pause(error, trial)
+            else:
+                return
 
     async def _hand_out(self, path: Path) -> set[str]:
         """Hand out the lines, each once, and return the ids of those that were answered."""
@@ -807,7 +811,7 @@ class Parcel:
         while self.riders:
             riders = list(self.riders.values())[:AT_ONCE]
             places = [self._index.get(rider.id) for rider in riders]
-            lines = await anyio.to_thread.run_sync(lines_at, self._file("results"), places)
+            lines = await anyio.to_thread.run_sync(lines_at, self.results, places)
             for rider, line in zip(riders, lines, strict=True):
                 missing = LineOutcome("lost", reason="its line is missing from the results")
                 self._hand(rider, missing if line is None else self.group.api.outcome(line)[1])
@@ -825,7 +829,7 @@ class Parcel:
     async def _close(self) -> None:
         with suppress(JournalError):  # closed meanwhile, which has noted it
             await self._note("closed")
-            await anyio.to_thread.run_sync(partial(self._file("results").unlink, missing_ok=True))
+            await anyio.to_thread.run_sync(partial(self.results.unlink, missing_ok=True))
         self.group.forget(self)
 
     @property
@@ -838,21 +842,13 @@ class Parcel:
         that no call has asked for. On any thread."""
         if self.settled_all:  # the last call may have ended before the last line was read
             self._append("closed", lambda error: None)
-            self._file("results").unlink(missing_ok=True)
+            self.results.unlink(missing_ok=True)
             return
         unclaimed = self._free - self._counted if self.over else set()
         if not unclaimed:
             return
-        usage = Usage()
-        for start in range(0, len(found := sorted(unclaimed)), AT_ONCE):
-            places = [self._index.get(ident) for ident in found[start : start + AT_ONCE]]
-            for line in lines_at(self._file("results"), places):
-                if line is not None:
-                    usage += self.group.api.usage(self.group.api.outcome(line)[1].body)
+        places = [self._index.get(ident) for ident in sorted(unclaimed)]
+        usage = usage_at(self.results, places, self.group.api)
         counted = sorted(self._counted | unclaimed)
         settled = sorted(set(self.ids) - self._open)
         self._append(self._row["state"], lambda error: None, usage, counted=counted, settled=settled)
-
-
-async def _pause(trial: int) -> None:
-    await anyio.sleep(random.uniform(0.1, min(BACKOFF_MAX, 0.5 * 2 ** min(trial, 10))))

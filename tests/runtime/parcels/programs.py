@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def run(folder: Path, url: str, *arguments: str, timeout: float = 60) -> tuple[i
     """Run the program, and return its code and what it said."""
     (folder / "program.py").write_text(SOURCE)
     (folder / "prices.toml").write_text(PRICES)
-    environment = {"AFNIO_PRICES": str(folder / "prices.toml"), "PATH": "", "HOME": str(folder)}
+    environment = {**os.environ, "AFNIO_PRICES": str(folder / "prices.toml"), "HOME": str(folder)}
     command = [sys.executable, "-W", "error", "program.py", url, *arguments]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +19,7 @@ from runtime.parcels.programs import PRICES
 import afnio
 import afnio.cognitive as cog
 from afnio import bridge
+from afnio.cli._batches import batches_main
 from afnio.errors import ModelError
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime import _parcels
@@ -558,8 +561,115 @@ async def test_a_full_disk_at_the_plan(path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_parcels, "write_lines", full)
-    async with provider() as found, afnio.journal(path):
-        with afnio.batch_api(linger=0.1, least=1), pytest.raises(ExceptionGroup) as caught:
-            await ask(found.base_url, words(3))
+    async with provider() as found:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with afnio.journal(path):
+                with afnio.batch_api(linger=0.1, least=1):
+                    await ask(found.base_url, words(3))
         assert (counts(found), found.stats()["batches"]["asked"]) == ((0, 0, 0), {})
-    assert "No space left on device" in str(caught.value.exceptions[0])
+    assert "No space left on device" in repr(caught.value)
+
+
+# Interrupts
+
+
+def test_the_first_interrupt_stops_a_program_that_waits_for_a_batch(tmp_path: Path) -> None:
+    """To end gently may take hours then. Without a batch, a study's first one is gentle."""
+    source = tmp_path / "program.py"
+    source.write_text(INTERRUPTED)
+    said = {}
+    for by in ("batch", "wire"):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", source, by],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        said[by] = done.stdout.split(), done.stderr.partition(" goes on at ")[0].split()[-1:]
+    assert said == {"batch": (["stopped"], ["batch_0"]), "wire": (["gently", "stopped"], [])}
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import anyio, afnio
+from afnio.models.openai import AsyncOpenAI
+from afnio.runtime import _parcels
+from afnio.runtime._blocking import run_blocking
+from afnio.testing import Batches, Provider
+from contextlib import nullcontext
+
+_parcels.POLL_FIRST = 0.05
+by_batch = sys.argv[1] == "batch"
+
+async def main(url):
+    client = AsyncOpenAI(api_key="k-0123456789", base_url=url)
+    async with afnio.journal("run.journal"):
+        with afnio.batch_api(linger=0.1, least=1) if by_batch else nullcontext():
+            await client.achat(messages=[{"role": "user", "content": "hello"}], model="m")
+
+def interrupt(provider):
+    def waiting():
+        stats = provider.stats()
+        return stats["batches"]["asked"].get("poll") if by_batch else stats["attempts"]
+    while not waiting():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+    if not by_batch:
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+with Provider.process(reply="yes", latency=30.0, batches=Batches(seconds=30.0)) as provider:
+    threading.Thread(target=interrupt, args=(provider,), daemon=True).start()
+    try:
+        run_blocking(lambda: main(provider.base_url), "fit", gently=lambda: print("gently", flush=True))
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+# The command line
+
+
+async def test_batches_are_listed_cancelled_and_fetched(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fetched results answer the program after the provider has deleted them."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    async def command(name: str) -> str:
+        assert await anyio.to_thread.run_sync(batches_main, [name, str(path)]) == 0
+        return capsys.readouterr().out.partition(" old: ")[2].strip()
+
+    async with provider(seconds=1.0) as found:
+        await leave(path, found.base_url, words(4))
+        assert "it goes on" in await command("list")
+        assert "it goes on" in await command("fetch")
+        await anyio.sleep(1.2)
+        assert await command("list") == "it has ended, 4 of 4 done"
+        assert "its results are in run.journal." in await command("fetch")
+        found._batches._batches.clear()
+        replies, ledger = await by_batch(path, found.base_url, words(4), max_cost=10)
+        assert (replies, counts(found), ledger.total.cost) == (words(4), (4, 0, 0), invoice(found))
+        await anyio.to_thread.run_sync(batches_main, ["list", str(path)])
+        assert capsys.readouterr().out == "no batch is open\n"
+
+
+async def test_a_batch_is_cancelled_by_a_command(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it has done is read by the program, and the rest is sent again."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    async with provider(seconds=2.0) as found:
+        await leave(path, found.base_url, words(40))
+        await anyio.sleep(0.5)
+        await anyio.to_thread.run_sync(batches_main, ["cancel", str(path)])
+        replies, _ = await by_batch(path, found.base_url, words(40))
+        states = found.stats()["batches"]["states"]
+        assert (replies, counts(found), states) == (words(40), (40, 0, 0), ["cancelled", "completed"])
+    assert "it is being cancelled" in capsys.readouterr().out
+
+
+def test_a_journal_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = batches_main(["list", str(tmp_path / "none")])
+    assert (code, "there is no journal" in capsys.readouterr().err) == (1, True)
