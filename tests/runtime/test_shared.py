@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sqlite3
 import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +223,17 @@ async def test_a_shared_error_leaves_no_cycle(kind: Callable[[], Exception]) -> 
         assert [error() for error in errors] == [None] * 3
     finally:
         gc.enable()
+
+
+def test_lanes_share_a_reply_that_an_earlier_run_recorded_for_one_of_them(tmp_path: Path) -> None:
+    """A kill may come between the first lane's record and the others'. Whichever lane asks first, nothing is sent."""
+    path = tmp_path / "calls.journal"
+    with afnio.journal(path):
+        assert ask(ScriptedClient(echo), ["same", "same", "same"], temperature=0).data == ["SAME"] * 3
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE records SET address = replace(address, '/0/', '/2/') WHERE kind = 'reply'")
+        connection.execute("DELETE FROM records WHERE kind = 'shared'")
+    client = ScriptedClient(echo)
+    with afnio.journal(path):
+        assert ask(client, ["same", "same", "same"], temperature=0).data == ["SAME"] * 3
+    assert client.requests == []

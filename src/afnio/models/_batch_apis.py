@@ -237,10 +237,8 @@ class OpenAIBatches(_Api):
         response, error = mapping(row.get("response")), mapping(row.get("error"))
         status = whole(response.get("status_code"))
         if error or status in _AGAIN or status >= 500:
-            return row["custom_id"], LineOutcome(
-                "unserved", reason=text(error.get("code")) or f"status {status}"
-            )
-        return row["custom_id"], LineOutcome("answered", status, self._body(response.get("body")))
+            return _id(row), LineOutcome("unserved", reason=text(error.get("code")) or f"status {status}")
+        return _id(row), LineOutcome("answered", status, self._body(response.get("body")))
 
 
 @final
@@ -293,13 +291,13 @@ class AnthropicBatches(_Api):
         row = json.loads(line)
         result = row["result"]
         if result["type"] == "succeeded":
-            return row["custom_id"], LineOutcome("answered", 200, self._body(result["message"]))
+            return _id(row), LineOutcome("answered", 200, self._body(result["message"]))
         error = mapping(result.get("error"))
         kind = text(mapping(error.get("error")).get("type")) or text(result["type"])
         status = _REFUSED.get(kind)
         if status is not None:
-            return row["custom_id"], LineOutcome("answered", status, self._body(error))
-        return row["custom_id"], LineOutcome("unserved", reason=kind)
+            return _id(row), LineOutcome("answered", status, self._body(error))
+        return _id(row), LineOutcome("unserved", reason=kind)
 
 
 _REFUSED: Final = {
@@ -315,6 +313,13 @@ def _one_line(body: bytes) -> bytes:
     return json.dumps(json.loads(body), ensure_ascii=False, separators=(",", ":")).encode(
         "utf-8", "surrogatepass"
     )
+
+
+def _id(row: Mapping[str, Any]) -> str:
+    ident = row["custom_id"]
+    if not isinstance(ident, str):
+        raise TypeError("a custom_id must be a text")
+    return ident
 
 
 def _name(made: Mapping[str, Any]) -> str:

@@ -135,6 +135,10 @@ async def _share(trip: Trip[R], calls: dict[Hashable, SharedCall[Any]]) -> R:
     own in the journal, without usage, so that its address is answered when the run is resumed.
     """
     key = (trip.call.account, trip.call.key)
+    if trip.journal is not None and key not in calls:
+        record = trip.journal.shared_reply(trip.call.key, trip.call.node)
+        if record is not None:
+            calls[key] = SharedCall(trip.call.codec.decode(record.payload))
     while (first := calls.get(key)) is not None:
         await first.ended.wait()
         if first.error is not None:

@@ -174,6 +174,14 @@ class Journal:
         self._check()
         return self._matching.take(address, bytes.fromhex(key), scope)
 
+    def shared_reply(self, key: str, launch: str) -> Record | None:
+        """Return the reply that an equal call of the same launch got in an earlier run, or None.
+
+        A program that was killed may have recorded it for one of the lanes that share it, and not yet for the others.
+        """
+        self._check()
+        return self._reader.reply_below(bytes.fromhex(key), launch)
+
     def take_result(self, address: str, key: str, scope: str = "") -> Record | None:
         """Return the record of what a durable function returned, or None if it must run.
 

@@ -376,6 +376,13 @@ class JournalReader:
         rows.sort(key=lambda row: (row[1], _natural(row[3]), row[0]))
         return [row[0] for row in rows]
 
+    def reply_below(self, key: bytes, address: str) -> Record | None:
+        """Return a reusable reply to a request at an address that begins with `address` and a slash, or None."""
+        for number, _, _, recorded in self._fetch(_BY_KEY["reply"], key, self.last) if self._kinds else ():
+            if recorded.startswith(f"{address}/"):
+                return self.by_id(number)
+        return None
+
     def parcels(self) -> list[tuple[str, bytes]]:
         """Return the states of parcels, in order: name and payload."""
         if not self.last or not self._fetch("SELECT 1 FROM sqlite_schema WHERE name = 'parcels'"):

@@ -97,7 +97,7 @@ def anthropic_words(count):
         async def ask(number):
             reply = await client.messages.create(
                 model="m", max_tokens=8, messages=[{"role": "user", "content": str(number % (count // 2))}],
-                temperature=float(TEMPERATURE),
+                extra_body={"temperature": float(TEMPERATURE)},
             )
             replies[number] = reply.content[0].text
         async with client, anyio.create_task_group() as tasks:
