@@ -14,6 +14,7 @@ import anthropic
 import anyio
 import openai
 import pytest
+from aiohttp import web
 from runtime.parcels.programs import PRICES
 
 import afnio
@@ -22,7 +23,7 @@ from afnio import bridge
 from afnio.cli._batches import batches_main
 from afnio.errors import ModelError
 from afnio.models.openai import AsyncOpenAI
-from afnio.runtime import _parcels
+from afnio.runtime import _batch_api, _parcels
 from afnio.testing import Batches, Provider, ScriptedClient
 
 KEY = "k-0123456789"
@@ -49,15 +50,16 @@ def provider(
     return Provider(lm=lm, batches=Batches(**{"seconds": 0.05, "validating": 0.0, **options}))
 
 
-async def ask(url: str, words: list[str], *, key: str = KEY, **args: Any) -> list[Any]:
+async def ask(url: str, words: list[str], *, key: str = KEY, uncut: bool = False, **args: Any) -> list[Any]:
     """Return the texts of the replies, or the errors."""
+    limit = {} if uncut else {"max_completion_tokens": 10}
     client = AsyncOpenAI(api_key=key, base_url=url)
     replies: list[Any] = [None] * len(words)
 
     async def one(place: int, word: str) -> None:
         try:
             reply = await client.achat(
-                messages=[{"role": "user", "content": word}], model="m", max_completion_tokens=10, **args
+                messages=[{"role": "user", "content": word}], model="m", **limit, **args
             )
             replies[place] = str(reply)
         except ModelError as error:
@@ -75,15 +77,15 @@ async def by_batch(
     words: list[str],
     *,
     key: str = KEY,
-    args: Any = None,
     max_cost: Any = None,
+    uncut: bool = False,
     **options: Any,
 ) -> tuple[list[Any], Any]:
     """Ask within a block, and return the replies and the budget's ledger."""
     with afnio.budget(max_cost=max_cost) as budget:
         async with afnio.journal(path):
             with afnio.batch_api(**{"linger": 0.1, "least": 2, **options}):
-                replies = await ask(url, words, key=key, **(args or {}))
+                replies = await ask(url, words, key=key, uncut=uncut)
     return replies, budget.ledger
 
 
@@ -570,6 +572,105 @@ async def test_a_full_disk_at_the_plan(path: Path, monkeypatch: pytest.MonkeyPat
     assert "No space left on device" in repr(caught.value)
 
 
+# Hostile results
+
+
+def spoil(found: Provider, change: Callable[[bytes], bytes]) -> None:
+    """Change the results of each batch once they are there."""
+    batches = found._batches
+    finish = batches._finish
+
+    def spoiled(batch: Any, state: str) -> None:
+        finish(batch, state)
+        name = f"{batch.id}-output"
+        owner, body = batches._files[name]
+        batches._files[name] = owner, change(body)
+
+    batches._finish = spoiled  # type: ignore[method-assign]
+
+
+HOSTILE = [
+    b'{"custom_id": "of-others", "response": {"status_code": 200, "body": {}}}',
+    b'{"custom_id": "", "response": {"status_code": 200, "body": {}}}',
+    b'{"custom_id": [], "response": {"status_code": 200, "body": {}}}',
+    b'{"custom_id": null}',
+    b"\0\0\0\0",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b"[]",
+    b'"text"',
+    b"1e999999999",
+    b"",
+    b"\r",
+]
+
+
+async def test_lines_that_are_none_of_ours(path: Path) -> None:
+    """They change nothing, before our own lines and between them."""
+    async with provider() as found:
+        spoil(found, lambda body: b"\n".join([*HOSTILE, *body.splitlines(), *HOSTILE]))
+        replies, ledger = await by_batch(path, found.base_url, words(6), max_cost=10)
+        assert (replies, counts(found), ledger.total.cost) == (words(6), (6, 0, 0), invoice(found))
+
+
+async def test_a_line_that_is_too_long(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts as garbled: its call is charged as unknown, and asked again: alone, so it goes live."""
+    monkeypatch.setattr(_batch_api, "MOST_LINE", 4_000)
+    async with provider(lm=lambda request: "x" * 9_000 if "word 2" in str(request) else "yes") as found:
+        replies, ledger = await by_batch(path, found.base_url, words(4), retries=1, max_cost=100, uncut=True)
+        assert (replies, counts(found)) == (["yes", "yes", "x" * 9_000, "yes"], (4, 0, 1))
+    assert ledger.total.unknown == 1
+
+
+async def test_results_that_are_too_large(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls fail with a sentence, and the batch stays open: nothing is lost."""
+    async with provider() as found:
+        with monkeypatch.context() as patched:
+            patched.setattr(_batch_api, "MOST_RESULTS", 200)
+            replies, _ = await by_batch(path, found.base_url, words(6))
+        assert all("sent results of more than 200 bytes" in str(reply) for reply in replies)
+        again, _ = await by_batch(path, found.base_url, words(6))
+        assert (again, counts(found)) == (words(6), (6, 0, 0))
+
+
+async def test_a_redirect_is_not_followed(path: Path) -> None:
+    """The key would go to the other host. The batch stays open."""
+    elsewhere = web.Response(status=302, headers={"location": "https://elsewhere.example/file"})
+
+    async def redirect(request: web.Request, key: str) -> web.Response:
+        return elsewhere
+
+    found = provider()
+    found._batches._content = redirect  # type: ignore[method-assign]
+    async with found:
+        replies, _ = await by_batch(path, found.base_url, words(3))
+    assert all(
+        "a redirect to https://elsewhere.example/file, which is not followed" in str(reply)
+        for reply in replies
+    )
+
+
+async def test_a_key_in_the_results_is_masked(path: Path) -> None:
+    async with provider(lm=lambda request: f"your key is {KEY}") as found:
+        replies, _ = await by_batch(path, found.base_url, words(3), uncut=True)
+    assert replies == ["your key is <api key>"] * 3
+    assert KEY.encode() not in b"".join(one.read_bytes() for one in path.parent.iterdir() if one.is_file())
+
+
+# Budgets
+
+
+async def test_a_budget_that_pays_for_a_part_at_a_time(path: Path) -> None:
+    """What a batch gives back pays for the next one. None has one call, and the limit holds."""
+    async with provider() as found:
+        replies, ledger = await by_batch(path, found.base_url, words(200), max_cost="1.0", least=8)
+        sizes = found.stats()["batches"]["sizes"]
+        assert (answered(replies), ledger.total.cost) == (200, invoice(found))
+    assert sizes[0] > sizes[1]
+    assert (len(sizes) <= 6, min(sizes) >= 8) == (True, True)
+    assert ledger.total.cost <= 1
+
+
 # Interrupts
 
 
@@ -594,7 +695,7 @@ INTERRUPTED = """
 import os, signal, sys, threading, time
 import anyio, afnio
 from afnio.models.openai import AsyncOpenAI
-from afnio.runtime import _parcels
+from afnio.runtime import _batch_api, _parcels
 from afnio.runtime._blocking import run_blocking
 from afnio.testing import Batches, Provider
 from contextlib import nullcontext
