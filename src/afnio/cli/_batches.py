@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from afnio.cli._parser import Parser
 from afnio.errors import AfnioError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ batches by itself.
 
 def batches_main(argv: Sequence[str]) -> int:
     """List, cancel or fetch the open batches of a journal, and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="afnio batches",
         description="List, cancel or fetch the batches that a program has left at its providers.",
         epilog=_EXAMPLES,
