@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -189,6 +190,27 @@ def test_nothing_is_gained_where_all_rows_are_right_or_all_wrong(metric: Any, st
     assert result.stopped.startswith(stopped)
     assert result.gate is None
     assert any(request.model == "critic" for request in model.requests) is (stopped == "no")
+
+
+def test_small_gains_of_several_steps_count_together() -> None:
+    """A step that is worth one row in a race of 24 is progress, if the steps before were, too."""
+
+    def creeping(request: Any) -> Any:
+        system = str(request.messages[0]["content"])
+        if system.startswith("level "):
+            return system.removeprefix("level ")
+        found = re.search(r"level (\d+)", json.dumps(list(request.messages)))
+        assert found is not None
+        return {
+            "edits": [{"op": "replace", "block": 1, "text": f"level {int(found[1]) + 1}", "samples": [1]}]
+        }
+
+    def metric(output: str, expected: str, inputs: str) -> float:
+        return int(inputs.split()[1]) % 2 / 2 + int(output) / 200
+
+    result = optimized(ScriptedClient(creeping), metric=metric, budget=afnio.budget(max_calls=700))
+    assert result.stopped == "the budget for training is used up"
+    assert result.steps > 3
 
 
 def test_prompts_that_break_the_agent_are_not_kept() -> None:

@@ -140,7 +140,7 @@ def optimize(
         name: of the project in the store; by default the function's or the class's name.
         dir: the folder of the store; `.afnio` by default.
         seed: of the splits and the order of the rows.
-        patience: end the training after this number of steps in a row that gained less than two rows in their race.
+        patience: end the training if this number of steps gained less than two rows in their races, all together.
         perfect: the score that makes a row right. A right row is never criticized.
         headroom: run the headroom test first, on training rows and for at most a tenth of the budget. Its finding is
             `result.headroom`; it is skipped, with a note, where that can't pay for it. The training runs in any case:

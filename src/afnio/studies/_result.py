@@ -267,7 +267,7 @@ class Result:
                 variables that the store's own client reads: MLFLOW_TRACKING_TOKEN (or _USERNAME and _PASSWORD),
                 PHOENIX_API_KEY, LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY.
             name: of the set of prompts.
-            alias: only "candidate" for prompts that aren't clearly better on test rows.
+            alias: only "candidate" for prompts that aren't clearly better on held-out rows.
 
         Raises:
             ValueError: for another alias without a clear gain, names that are equal in the store, or texts that it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -43,7 +44,7 @@ class TrainingRun:
     Args:
         measured: what a row costs.
         held: how many rows will be scored on the held-out part, with both prompts together.
-        patience: steps without a clear gain that end it.
+        patience: the number of steps that end it if they gained less than two rows together.
 
     Attributes:
         ended: why it ended.
@@ -63,7 +64,7 @@ class TrainingRun:
         self._calls = needs.training_calls(measured, self._reserved, study.count)
         self._begun = study.count.calls
         self._right = 0
-        self._waited = 0
+        self._won: deque[float] = deque(maxlen=patience)  # in the races of the last steps
         self._sample = needs.sample(measured.calls)
         # The chains get at least half of the rows.
         wanted = SIZES._replace(
@@ -232,7 +233,7 @@ class TrainingRun:
             seen = 0 if sizes is None else sizes.chains * max(1, sizes.inner - 1) * sizes.minibatch
             self._right += min(seen, rows - rows // 2)
             if self._right >= min(SURE_ROWS, len(self._rows)):
-                self.ended = "no mistakes are left to learn from"
+                self.ended = "no mistakes are left on the training rows"
         else:
             self._right = 0
         known = [score for score in (*now, *before) if score is not None]
@@ -241,9 +242,9 @@ class TrainingRun:
         won = math.fsum(differences(now[:both], before[:both])) / (
             (max(known, default=0) - min(known, default=0)) or 1
         )
-        self._waited = 0 if won >= CLEAR else self._waited + 1
-        if self._waited >= self._patience:
-            self.ended = self.ended or f"no clear gain in {self._waited} steps"
+        self._won.append(won)
+        if len(self._won) == self._patience and math.fsum(self._won) < CLEAR:
+            self.ended = self.ended or f"no clear gain in {self._patience} steps together"
 
 
 SURE_ROWS: Final = 32
