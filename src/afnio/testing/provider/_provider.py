@@ -80,7 +80,8 @@ class Provider:
         latency: seconds between a request and its reply, or a distribution of them.
         api_key: the key that requests must carry; any key by default.
         models: the models that exist; any name by default.
-        lm: maps a request to the text of its reply, or to a dict that is sent as JSON; `SimulatedLM()` by default.
+        lm: maps a request to the text of its reply, or to a dict that is sent as JSON, or with "tool_calls" as the
+            message itself; `SimulatedLM()` by default.
         fault: called with each request and its index, from 0; returns a `Fault` to send without latency, or None.
         faults: the probability of each kind of fault; see `FaultPlan`.
         quota: the limits of each API key; see `Quota`.
@@ -522,7 +523,7 @@ def reply_limit(request: dict[str, Any]) -> int:
 def completion(
     request: dict[str, Any], reply: str | dict[str, Any], index: int, asked: int
 ) -> tuple[dict[str, Any], int]:
-    """Return the reply's body and its tokens; a dict is sent as its JSON.
+    """Return the reply's body and its tokens; a dict is sent as its JSON, or with "tool_calls" as the message itself.
 
     Args:
         asked: the request's `prompt_tokens`.
@@ -532,6 +533,9 @@ def completion(
     if limit and count_tokens(text) > limit:
         text, reason = text.encode()[: limit * 4].decode("utf-8", "ignore"), "length"
     tokens = count_tokens(text)
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if isinstance(reply, dict) and "tool_calls" in reply:
+        message, reason = {**message, "content": None, **reply}, "tool_calls"
     body = {
         "id": f"chatcmpl-simulated-{index}",
         "object": "chat.completion",
@@ -540,7 +544,7 @@ def completion(
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": text, "refusal": None},
+                "message": message,
                 "finish_reason": reason,
                 "logprobs": None,
             }
