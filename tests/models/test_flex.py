@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,14 +13,13 @@ import pytest
 from aiohttp import web
 from kit.endpoint import Endpoint, data
 from kit.together import until
+from kit.wire import read
 
 import afnio
 from afnio import bridge
-from afnio.errors import TierUnavailableError
-from afnio.models import _prices, price_of
+from afnio.errors import FinalModelError, TierUnavailableError
+from afnio.models import price_of
 from afnio.models.openai import AsyncOpenAI
-from afnio.runtime import _call as path
-from afnio.runtime._call import attempt_deadline
 from afnio.runtime.events import CallEnded, CallRetried
 from afnio.testing import Fault, Provider
 
@@ -31,6 +29,13 @@ FULL = Fault(429, json.dumps({"error": {"message": "Resource unavailable.", "cod
 PRICES = """
 [[price]]
 model = "m"
+url = "http://127.0.0.1"
+tier = "flex"
+input = 0.5
+output = 1
+
+[[price]]
+model = "m"
 input = 1
 output = 2
 """
@@ -38,11 +43,10 @@ output = 2
 
 @pytest.fixture(autouse=True)
 def prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Local providers reduce the price as OpenAI does."""
+    """At local providers the tier costs half, as at OpenAI."""
     file = tmp_path / "prices.toml"
     file.write_text(PRICES)
     monkeypatch.setenv("AFNIO_PRICES", str(file))
-    monkeypatch.setitem(_prices._SHARES, ("127.0.0.1", "flex"), Decimal("0.5"))
 
 
 def no_room(request, index):
@@ -131,7 +135,7 @@ def test_a_continued_run_counts_half_prices_as_half(tmp_path):
 
 async def test_a_full_tier_uses_up_nothing(monkeypatch):
     """A call waits for as long as there is no room, without attempts and without money."""
-    monkeypatch.setattr(path, "TIER_BACKOFF_MAX", 0.01)
+    monkeypatch.setattr("afnio.runtime._call.TIER_BACKOFF_MAX", 0.01)
     full = [FULL] * 12  # more than a call has attempts
     async with Provider(
         lm=lambda request: "yes", fault=lambda request, index: full.pop() if full else None
@@ -160,7 +164,7 @@ async def test_a_full_tier_is_no_rate_limit():
 
 async def test_a_tier_that_stays_full_is_an_error(monkeypatch):
     """After an hour of nothing but refusals."""
-    monkeypatch.setattr(path, "REFUSED_FOR", 0.0)
+    monkeypatch.setattr("afnio.runtime._call.REFUSED_FOR", 0.0)
     async with Provider(fault=no_room) as provider:
         with pytest.raises(TierUnavailableError, match="answered 429: Resource unavailable"):
             await ask(client(provider, service_tier="flex"))
@@ -182,7 +186,7 @@ async def test_a_client_may_fall_back_to_the_standard_tier():
 @pytest.mark.parametrize("fallback", ["standard", None])
 async def test_a_bridged_sdk(fallback, monkeypatch):
     """Its tier is charged, and its header chooses the fallback."""
-    monkeypatch.setattr(path, "REFUSED_FOR", 0.0)
+    monkeypatch.setattr("afnio.runtime._call.REFUSED_FOR", 0.0)
     headers = {} if fallback is None else {"x-afnio-fallback": fallback}
     async with Provider(lm=lambda request: "yes", fault=no_room if fallback else None) as provider:
         sdk = openai.AsyncOpenAI(
@@ -217,7 +221,7 @@ async def test_a_stream_is_charged_at_its_tier():
 
 async def test_the_header_of_the_fallback_reaches_the_engine_from_other_processes(monkeypatch):
     """Other headers of Afnio's end at the address of `bridge.url`."""
-    monkeypatch.setattr(path, "REFUSED_FOR", 0.0)
+    monkeypatch.setattr("afnio.runtime._call.REFUSED_FOR", 0.0)
     async with Provider(lm=lambda request: "yes", fault=no_room) as provider:
         with bridge.url(provider.base_url) as url:
             sdk = openai.AsyncOpenAI(
@@ -235,22 +239,6 @@ async def test_the_header_of_the_fallback_reaches_the_engine_from_other_processe
 def test_the_fallback_is_one_of_two():
     with pytest.raises(ValueError, match=r'fallback must be "wait" or "standard" \(got \'live\'\)'):
         AsyncOpenAI(api_key="k", fallback="live")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "tier", "want"),
-    [
-        (600.0, "flex", 900.0),
-        (600.0, "default", 600.0),
-        (30.0, "flex", 30.0),
-        (1200.0, "flex", 1200.0),
-        (math.inf, "flex", math.inf),
-        (600.0, ["flex"], 600.0),
-    ],
-)
-def test_deadlines(seconds, tier, want):
-    """15 minutes, unless the user set another one."""
-    assert attempt_deadline(seconds, tier) == want
 
 
 @pytest.mark.parametrize(
@@ -281,12 +269,10 @@ def test_the_users_file_may_price_a_tier(tmp_path, monkeypatch):
     assert [price and price.input for price in prices] == [1, 3]
 
 
-def test_groqs_status():
+@pytest.mark.parametrize(
+    ("code", "want"), [("capacity_exceeded", TierUnavailableError), ("invalid_token", FinalModelError)]
+)
+async def test_groqs_status(code, want):
     """498 is Groq's for a tier without room. A proxy's own 498 is final."""
-    from afnio.models._replies import status_error
-
-    found = [
-        type(status_error(498, {}, {"error": {"message": "no", "code": code}}, b"", "https://g")).__name__
-        for code in ("capacity_exceeded", "invalid_token")
-    ]
-    assert found == ["TierUnavailableError", "FinalModelError"]
+    with pytest.raises(want):
+        await read({"error": {"message": "no", "code": code}}, 498)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from afnio.errors import FinalModelError, RateLimitedError, TransientModelError
 from afnio.runtime import Account, budget
-from afnio.runtime._call import BACKOFF_MAX, REFUSED_FOR, Call, Codec, perform
+from afnio.runtime._call import BACKOFF_MAX, REFUSED_FOR, Call, Codec, attempt_deadline, perform
 from afnio.runtime._health import ATTEMPTS
 from afnio.runtime._limits import give_replicas
 from afnio.runtime.events import CallEnded, CallRetried, Usage, subscribed
@@ -218,3 +219,19 @@ async def test_subscriber_that_fails_is_reported_once_per_event(caplog: pytest.L
         await perform(FakeRuntime(), call([None]))  # type: ignore[arg-type]
     assert len(seen) == 1
     assert "a subscriber failed on CallEnded" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "tier", "want"),
+    [
+        (600.0, "flex", 900.0),
+        (600.0, "default", 600.0),
+        (30.0, "flex", 30.0),
+        (1200.0, "flex", 1200.0),
+        (math.inf, "flex", math.inf),
+        (600.0, ["flex"], 600.0),
+    ],
+)
+def test_deadlines_by_tier(seconds: float, tier: Any, want: float) -> None:
+    """15 minutes, unless the user set another one."""
+    assert attempt_deadline(seconds, tier) == want

@@ -7,12 +7,12 @@ from typing import Any
 
 import aiohttp
 import pytest
-from kit.engine import Launch, Slot
 
+import afnio
+from afnio.autodiff import Function
 from afnio.errors import RateLimitedError
 from afnio.models import ChatRequest
 from afnio.models.openai import AsyncOpenAI
-from afnio.runtime import Pending
 from afnio.testing import Provider, Quota
 
 LONG = 1000.0
@@ -49,20 +49,19 @@ async def test_every_reply_tells_what_is_left():
 
 async def attempted(client, **args):
     """Make one attempt past admission, which would wait for room, and return the reply or the error."""
-    request = ChatRequest.build([{"role": "user", "content": "12345678"}], model="m", **args)
-    launch = Launch("attempt")
-    slot = Slot(launch)
+    request, found = ChatRequest.build([{"role": "user", "content": "12345678"}], model="m", **args), []
 
-    async def body(job, values):
-        try:
-            return [(await client.send(request),)]
-        except RateLimitedError as error:
-            return [(error,)]
+    class Once(Function):
+        @staticmethod
+        async def forward(ctx, text):
+            try:
+                found.append(await client.send(request))
+            except RateLimitedError as error:
+                found.append(error)
+            return text
 
-    launch.add(body, [], [slot])
-    launch.start()
-    (found,) = await Pending(slot, lambda outcome: outcome)
-    return found
+    await Once.apply(afnio.Variable("once"))
+    return found[0]
 
 
 async def test_our_client_reads_a_refusal():
