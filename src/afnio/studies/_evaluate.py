@@ -41,7 +41,7 @@ from afnio.studies._evaluated import Draw, EvaluatedRow
 from afnio.studies._evaluation import Evaluation
 from afnio.studies._needs import FIRST
 from afnio.studies._rows import digest, read_rows
-from afnio.studies._scoring import Scoring, check_crashes, takes_expected, wanted_by
+from afnio.studies._scoring import Scoring, check_crashes, check_draws, takes_expected, wanted_by
 from afnio.studies._study import budget_of, job
 from afnio.studies._subject import Subject
 from afnio.studies._training import shown
@@ -169,8 +169,7 @@ class Evaluating(Scoring):
         fresh: bool,
     ) -> None:
         super().__init__(subject, metric, perfect)
-        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-            raise ValueError(f"draws must be a whole number, 1 or more (got {draws!r})")
+        check_draws(draws)
         if not isinstance(limits, Limits | None):
             raise TypeError(f"limits must be an afnio.Limits (got {limits!r})")
         self.rows = read_rows(rows, labelled=takes_expected(metric))

@@ -17,15 +17,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Self, final
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
+from operator import add
+from typing import Any, Final, Self, final
+
+import anyio.to_thread
 
 from afnio.errors import ModelError, first_of
 from afnio.optim._gate import GateVerdict, decision_of
 from afnio.runtime._kernel import current_scope
 from afnio.runtime._waiting import scope
-from afnio.runtime.events import StepEnded, emit
+from afnio.runtime.events import StepEnded, emit, subscribed
 from afnio.stats import p_value
+from afnio.studies._needs import CallCount
 from afnio.studies._rows import Row
 from afnio.studies._scoring import Scored, Scoring, check_crashes
 from afnio.studies._training import shown
@@ -49,6 +54,7 @@ class HeldScores:
         looks: the passes: of the old prompts, and of the new ones if there are any.
         before, after: the scores of each input, the means of its rows.
         verdict: on the new prompts; None without any.
+        takes: how many times the tokens, the cost and the calls of a row the new prompts take; none if it is unknown.
     """
 
     rows: Sequence[Row] = ()
@@ -56,6 +62,7 @@ class HeldScores:
     before: Sequence[float] = ()
     after: Sequence[float] = ()
     verdict: GateVerdict | None = None
+    takes: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Sequence[Row], looks: Sequence[Scored]) -> Self:
@@ -95,10 +102,12 @@ class HeldOut:
 
     Args:
         groups: these rows by input, in a random order.
+        draws: how often each row is scored with each prompt.
     """
 
-    def __init__(self, study: Scoring, groups: Sequence[list[Row]]) -> None:
-        self._study, self._groups = study, groups
+    def __init__(self, study: Scoring, groups: Sequence[list[Row]], draws: int = 1) -> None:
+        self._study, self._groups, self._draws = study, groups, draws
+        self._counts = {"start": CallCount(), "result": CallCount()}
 
     async def judge(self, start: Mapping[str, str]) -> HeldScores:
         """Compare the prompts that the agent has now with `start`, and restore these if the others aren't kept.
@@ -113,27 +122,53 @@ class HeldOut:
         first = first_rows(len(self._groups))
         found, stopped = HeldScores(), False
         async with scope(name="held"):
-            address = f"{current_scope().path}/gate"
-            if first:
-                both = {"start/batch 1": start, "result/batch 1": texts}
-                found = await self._scored(found, self._groups[:first], both)
-                stopped = harms(found.before, found.after)
-            if not stopped:
-                both = {"start/batch 2": start, "result/batch 2": texts}
-                found = await self._scored(found, self._groups[first:], both)
+            path = current_scope().path
+            with subscribed(partial(self._count, path)):
+                if first:
+                    both = {"start/batch 1": start, "result/batch 1": texts}
+                    found = await self._scored(found, self._groups[:first], both)
+                    stopped = harms(found.before, found.after)
+                if not stopped:
+                    both = {"start/batch 2": start, "result/batch 2": texts}
+                    found = await self._scored(found, self._groups[first:], both)
         numbers = [group[0].number for group in self._groups[: len(found.before)]]
         verdict = GateVerdict.of(found.before, found.after, numbers, stopped=stopped)
-        found = replace(found, verdict=verdict)
-        self._decide(start, texts, found, address)
+        takes = await anyio.to_thread.run_sync(self._takes)
+        found = replace(found, verdict=verdict, takes=takes)
+        self._decide(start, texts, found, f"{path}/gate")
         return found
+
+    def _count(self, path: str, event: Any) -> None:
+        """Add a call of the agent's to those of the prompts that it was made with."""
+        address = getattr(event, "address", "")
+        if not address.startswith(tuple(self._study.metric_places)):
+            for name, count in self._counts.items():
+                if address.startswith(f"{path}/{name}/"):
+                    count(event)
+
+    def _takes(self) -> dict[str, float]:
+        """Return how many times as much the new prompts take. Reads prices from files."""
+        old, new = self._counts.values()
+        pairs = {
+            "tokens": (old.tokens, new.tokens),
+            "cost": (old.cost, new.cost),
+            "calls": (old.calls, new.calls),
+        }
+        return {name: float(b / a) for name, (a, b) in pairs.items() if a and b}
 
     async def _scored(
         self, before: HeldScores, groups: Sequence[list[Row]], versions: Mapping[str, Mapping[str, str]]
     ) -> HeldScores:
         """Score these rows, and return the comparison on them and on the rows of the one before."""
         rows = [row for group in groups for row in group]
-        with shown("test", PAIR, len(versions) * len(rows)):
-            looks = await self._study.scored_as(versions, rows)
+        draws = [f"/draw {number}" for number in range(1, self._draws + 1)] if self._draws > 1 else [""]
+        named = {f"{name}{draw}": texts for name, texts in versions.items() for draw in draws}
+        with shown("test", PAIR, len(named) * len(rows)):
+            passes = await self._study.scored_as(named, rows)
+        looks = [
+            reduce(add, passes[first : first + self._draws]) for first in range(0, len(passes), self._draws)
+        ]
+        rows = rows * self._draws
         check_crashes(looks[0].errors, len(rows))
         for look in looks:  # an outage says nothing about prompts
             check_crashes([error for error in look.errors if first_of(error, ModelError)], len(rows))

@@ -105,14 +105,16 @@ def dearer(measured: Amount, critic: ChatModel, prompts: int) -> tuple[float, fl
 class Needs:
     """What an optimization needs of its budget, and how much of it goes where."""
 
-    def __init__(self, subject: Subject, splits: Splits, critic: ChatModel, budget: Budget) -> None:
+    def __init__(
+        self, subject: Subject, splits: Splits, critic: ChatModel, budget: Budget, draws: int = 1
+    ) -> None:
         self._subject, self._splits, self._critic, self._caps = subject, splits, critic, budget.caps
         self._start = subject.texts
         self._spent = budget.ledger.total.amount  # by whatever else the budget is for
         self._dearer = {"calls": 1.0, "tokens": 1.0, "dollars": 1.0}
         self._calls = 1.0  # of a row
         self._inputs = len(by_input(splits.held))
-        self._rows = len(splits.held) / max(1, self._inputs)  # of an input
+        self._rows = draws * len(splits.held) / max(1, self._inputs)  # of an input, with its draws
         guards = len(subject.rules.guards)
         self._firm = DRAWS * guards
         self._smallest = SMALLEST._replace(guards=guards)

@@ -6,10 +6,9 @@ It is the engine's front door: everything here is put together from parts that c
 2. The rows are split (`_rows`). The start prompts are scored on eight training rows: an agent that crashes, a metric
    that returns a text, a model without a price and a budget that is too small all show up there, before the first
    critic is paid.
-3. `headroom=True` runs the headroom test (`_headroom`) on training rows.
-4. `optim.EditTGD` trains: chains of small steps, raced on fresh training rows (`_training`). Its budget is what the
+3. `optim.EditTGD` trains: chains of small steps, raced on fresh training rows (`_training`). Its budget is what the
    user gives, less what the held-out rows will cost.
-5. Old and new prompts are scored once, side by side, on rows that nothing else saw (`_held`). They decide which ones
+4. Old and new prompts are scored once, side by side, on rows that nothing else saw (`_held`). They decide which ones
    are kept, and by how much they are better. `Result` says what came out.
 
 The whole runs inside a run of `te.init` that is recognized by what the call is about (`_identity`), not by the program.
@@ -20,6 +19,7 @@ continued run decides the same.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import time
@@ -37,19 +37,17 @@ from afnio.models._client import ChatClient, ChatModel
 from afnio.models._prices import earlier_ledger, price_of
 from afnio.runtime._budget import Budget
 from afnio.runtime._limits import Limits
-from afnio.runtime._spending import Amount, Ledger
+from afnio.runtime._spending import Amount
 from afnio.runtime._tracebacks import folding
-from afnio.runtime._waiting import active_journal
 from afnio.runtime.events import subscribed
 from afnio.studies._earlier import RESULT, Earlier
-from afnio.studies._headroom import HeadroomTest
 from afnio.studies._held import HeldOut, HeldScores
 from afnio.studies._identity import Contents, requested
 from afnio.studies._needs import FIRST, Needs
-from afnio.studies._result import KEPT, UNTESTED, Headroom, Result, from_json, to_json, verdict_of
+from afnio.studies._result import KEPT, UNTESTED, Result, from_json, to_json, verdict_of
 from afnio.studies._rows import Row, by_input, digest, in_words, read_rows, split_rows
 from afnio.studies._rules import MOST_CHARACTERS, Rules, guards_of
-from afnio.studies._scoring import takes_expected, wanted_by
+from afnio.studies._scoring import check_draws, takes_expected, wanted_by
 from afnio.studies._study import Study, job
 from afnio.studies._subject import Subject
 from afnio.studies._training import TrainingRun
@@ -58,8 +56,6 @@ from afnio.tellurio._run import Run, init
 from afnio.tellurio._store import store_path
 
 NAMESPACE: Final = "optimize"
-TENTH: Final = 10
-"""The headroom test may take one part in so many of the budget."""
 
 
 @folding
@@ -75,12 +71,12 @@ def optimize(
     constraints: Sequence[str | Callable[[str, str], str | None]] = (),
     max_chars: int | Mapping[str, int | None] | None = MOST_CHARACTERS,
     testset: Sequence[Any] | None = None,
+    draws: int = 1,
     name: str | None = None,
     dir: str | os.PathLike[str] | None = None,  # noqa: A002 (as in te.init)
     seed: int | None = None,
     patience: int = 3,
     perfect: float = 1.0,
-    headroom: bool = False,
     limits: Limits | None = None,
     makes_calls: bool = True,
 ) -> Result:
@@ -137,14 +133,13 @@ def optimize(
         max_chars: the most characters of a prompt, for all or by name. A prompt that starts longer may keep its
             length. None sets no limit.
         testset: the rows to hold out, in place of half of `rows`.
+        draws: how often each held-out row is scored with each prompt. Several make the interval narrower if answers to
+            one row differ; they are no rows, so it is by input.
         name: of the project in the store; by default the function's or the class's name.
         dir: the folder of the store; `.afnio` by default.
         seed: of the splits and the order of the rows.
         patience: end the training if this number of steps gained less than two rows in their races, all together.
         perfect: the score that makes a row right. A right row is never criticized.
-        headroom: run the headroom test first, on training rows and for at most a tenth of the budget. Its finding is
-            `result.headroom`; it is skipped, with a note, where that can't pay for it. The training runs in any case:
-            a test as small as that can miss a gain.
         limits: `afnio.Limits` of each account that a function's clients and the critic use. Of these and the limits
             around it, such as those of `bridge.installed(limits=…)`, the tightest hold. A Module's clients have their
             own.
@@ -181,6 +176,7 @@ def optimize(
         metric,
         rows=rows,
         testset=testset,
+        draws=draws,
         critic=critic,
         budget=budget,
         name=name,
@@ -190,7 +186,6 @@ def optimize(
         makes_calls=makes_calls,
         patience=patience,
         perfect=perfect,
-        headroom=headroom,
     )
     return job(task.run, "optimize", gently=task.stop)
 
@@ -209,6 +204,7 @@ class Optimization(Study):
         *,
         rows: Any,
         testset: Any,
+        draws: int,
         critic: str | tuple[ChatClient, Any] | ChatModel,
         budget: float | Budget,
         name: str | None,
@@ -218,12 +214,10 @@ class Optimization(Study):
         makes_calls: bool,
         patience: int,
         perfect: float,
-        headroom: bool,
     ) -> None:
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
             raise ValueError(f"patience must be a number of steps, 1 or more (got {patience!r})")
-        if not isinstance(headroom, bool):
-            raise TypeError(f"headroom must be True or False (got {headroom!r})")
+        check_draws(draws)
         super().__init__(
             subject,
             metric,
@@ -243,8 +237,7 @@ class Optimization(Study):
         for part in given:
             if part:
                 subject.check(part[0])
-        self.patience, self.folder = patience, folder
-        self.with_headroom = headroom
+        self.patience, self.folder, self.draws = patience, folder, draws
         self.splits = split_rows(data, tested, self.seed, rules.guards)
         self.project = name or subject.title
         self.store = store_path(NAMESPACE, self.project, folder)
@@ -269,12 +262,12 @@ class Optimization(Study):
             ],
             "patience": patience,
             "perfect": perfect,
-            "headroom": headroom,
+            "draws": draws,
             "constraints": list(rules.told),
             "max_chars": dict(rules.lengths),
         }
         self.notes = [*self.splits.notes]
-        self.needs = Needs(subject, self.splits, self.critic, self.budget)
+        self.needs = Needs(subject, self.splits, self.critic, self.budget, draws)
         self.needs.check_calls(1)
         self.offers_tools = self.is_graded = False
         self.paid_before = 0
@@ -372,9 +365,8 @@ class Optimization(Study):
             groups = groups[:size]
         if not self.is_graded:
             self.tell(f"{len(self.splits.train)} rows train; {foreseen(len(groups))}")
-        headroom = await self._headroom(measured) if self.with_headroom else None
         training = TrainingRun(
-            self, self.splits.train, self.needs, measured=measured, held=2 * sum(map(len, groups)),
+            self, self.splits.train, self.needs, measured=measured, held=2 * self.draws * sum(map(len, groups)),
             patience=self.patience,
         )  # fmt: skip
         if training.weakness is not None:
@@ -386,13 +378,13 @@ class Optimization(Study):
         compared: HeldScores | None = None
         try:
             if groups:
-                compared = await HeldOut(self, groups).judge(self.start)
+                compared = await HeldOut(self, groups, self.draws).judge(self.start)
         except BudgetExceeded as error:  # a row cost more than was reserved for it
             training.ended = f"the budget ended before all held-out rows were scored ({error.limit})"
         if compared is None:
             for name, parameter in self.subject.parameters.items():
                 parameter.data = self.start[name]
-        return self._result(run, spending, training, headroom, compared, started, candidate)
+        return self._result(run, spending, training, compared, started, candidate)
 
     async def _first_look(self) -> Amount:
         """Score the start prompts on a few training rows. Returns what a row costs."""
@@ -422,52 +414,26 @@ class Optimization(Study):
             f"its calls: {self.count.calls}"
         )
 
-    async def _headroom(self, measured: Amount) -> Headroom | None:
-        """Do the headroom test with a tenth of the budget, or note why it is skipped."""
-        caps, seconds = self.budget.caps, self.budget.max_seconds
-        tenth = Budget(
-            max_calls=None if caps.calls is None else caps.calls // TENTH,
-            max_tokens=None if caps.tokens is None else caps.tokens // TENTH,
-            max_cost=None if caps.cost is None else caps.cost / TENTH,
-            max_seconds=None if seconds is None else seconds / TENTH,
-        )
-        tenth.charge(Ledger(), active_journal.get())  # what the run spent before isn't the test's
-        try:
-            test = HeadroomTest(
-                self.subject.copied(), self.metric, rows=self.splits.train, critic=self.critic, budget=tenth,
-                perfect=self.perfect, seed=self.seed, limits=self.limits, makes_calls=self.makes_calls,
-            )  # fmt: skip
-            test.design(measured)
-            return await test.measured()
-        except ValueError as error:
-            self.notes.append(
-                f"headroom wasn't tested, on {len(self.splits.train)} training rows with a tenth of the budget: {error}"
-            )
-        except BudgetExceeded as error:
-            self.notes.append(f"the headroom test ended with a tenth of the budget ({error.limit})")
-        return None
-
     def _result(
         self,
         run: Run,
         spending: Budget,
         training: TrainingRun,
-        headroom: Headroom | None,
         compared: HeldScores | None,
         started: float,
         candidate: Mapping[str, str],
     ) -> Result:
         found = HeldScores() if compared is None else compared
         gate = found.verdict
-        graded = any(score not in (0, 1) for score in (*found.before, *found.after))
-        unit = "rows" if len(found.before) == len(found.rows) else "inputs"
-        on = f"{len(found.before)} held-out {unit}"
+        graded = any(score not in (None, 0, 1) for look in found.looks for score in look.scores)
+        unit = "rows" if len(found.before) * self.draws == len(found.rows) else "inputs"
+        on = f"{len(found.before)} held-out {unit}" + (f", {self.draws} draws each" if self.draws > 1 else "")
         # The first rows of a result that was stopped show more harm than there is, so nothing is measured by them.
         is_measured = compared is not None and not (gate is not None and gate.stopped)
         gain = before = after = None
         if is_measured:
             before, after = (
-                score_of(scores, graded=graded, highest=self.perfect)
+                score_of(scores, graded=graded, highest=self.perfect, answers=len(found.rows))
                 for scores in (found.before, found.after)
             )
             if gate is not None:
@@ -481,6 +447,7 @@ class Optimization(Study):
             else f"Not measured: {len(self.splits.train)} rows. {KEPT}",
             prompts=self.subject.texts,
             candidate=candidate,
+            takes={} if gate is None else found.takes,
             start=dict(self.start),
             before=before,
             after=after,
@@ -496,7 +463,6 @@ class Optimization(Study):
             minutes=(time.monotonic() - started) / 60,
             run=f"{run.namespace}/{run.project}/{run.name}",
             gate=gate,
-            headroom=headroom,
             notes=tuple(self.notes),
             home=self._home,
             splits={"train": len(self.splits.train), "held": len(self.splits.held)},
@@ -520,13 +486,22 @@ class Optimization(Study):
 
 
 def _examples(found: HeldScores) -> list[Example]:
+    """Return the scored rows, each with its mean scores and its first outputs."""
+    places: dict[int, list[int]] = {}
+    for place, row in enumerate(found.rows):
+        places.setdefault(row.number, []).append(place)
     return [
         Example(
-            row.number,
-            row.text,
-            in_words(row.expected),
-            tuple(look.outputs[place] for look in found.looks),
-            tuple(look.scores[place] for look in found.looks),
+            number,
+            found.rows[mine[0]].text,
+            in_words(found.rows[mine[0]].expected),
+            tuple(look.outputs[mine[0]] for look in found.looks),
+            tuple(_mean([look.scores[place] for place in mine]) for look in found.looks),
         )
-        for place, row in enumerate(found.rows)
+        for number, mine in places.items()
     ]
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    known = [score for score in scores if score is not None]
+    return math.fsum(known) / len(known) if known else None

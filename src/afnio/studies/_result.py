@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, Self, final
 
-from afnio._figures import NOISE, Accuracy, Gain, MeanScore, Measured, counted, foreseen
+from afnio._figures import NOISE, Accuracy, Gain, MeanScore, Measured, Share, counted, foreseen
 from afnio.optim._gate import GateVerdict
 from afnio.tellurio._card import Bar, Card, Example
 from afnio.tellurio._queries import home_folder
@@ -127,14 +127,14 @@ class Result:
         verdict: one sentence. "No gain beyond noise" is one.
         prompts: the prompts to use, by name. They are the old ones if nothing better was found.
         start: the old prompts.
+        takes: how many times the tokens, the cost and the calls of a row the new prompts take, by these names; empty
+            without new prompts, and without what is unknown.
         candidate: the prompts that the training ended with, whether they are kept or not.
         before, after: the scores of the old and the new prompts on the held-out rows, an `Accuracy`, or a `MeanScore`
             for graded scores. Equal if there were no new prompts. None if the first rows stopped these.
         gain: their paired difference; None without new prompts, or if the first rows stopped them.
         gate: the evidence by which the new prompts were kept or the old ones restored (`passed`, `wins`, `losses`,
             `p`, `rows`). None if the training led to no other prompts.
-        headroom: what the headroom test found, with its interval and cost. None without `headroom=True`, or if it was
-            skipped, which `notes` say.
         on: the rows that before and after are of.
         failed: rows on which the agent or the metric crashed with one of the two. They count as wrong.
         stopped: why the training ended.
@@ -167,9 +167,9 @@ class Result:
     run: str
     paid_before: int = 0
     gate: GateVerdict | None = None
-    headroom: Headroom | None = None
     notes: Sequence[str] = ()
     candidate: Mapping[str, str] = field(default_factory=dict)
+    takes: Mapping[str, float] = field(default_factory=dict)
     home: str = ""
     splits: Mapping[str, int] = field(default_factory=dict)
     examples: Sequence[Example] = ()
@@ -215,8 +215,9 @@ class Result:
         if self.gate is not None:
             decided = "stopped early" if self.gate.stopped else "passed" if self.gate.passed else "failed"
             rows.append(("gate", f"{decided}: {evidence(self.gate)}"))
-        if self.headroom is not None:
-            rows.append(("headroom", str(self.headroom)))
+        if self.takes:
+            ratios = [f"{name} \u00d7{ratio:.2f}" for name, ratio in self.takes.items()]
+            rows.append(("takes", f"{', '.join(ratios)} a row"))
         cost = (
             "unpriced"
             if self.cost is None
@@ -359,13 +360,14 @@ def to_json(result: Result) -> dict[str, Any]:
                 "prompts": dict(result.prompts),
                 "start": dict(result.start),
                 "candidate": dict(result.candidate),
+                "takes": dict(result.takes),
             }
         )
     )
     return plain
 
 
-_PARTS: Final = ("before", "after", "gain", "gate", "headroom")
+_PARTS: Final = ("before", "after", "gain", "gate")
 
 
 def _plain(part: Any) -> Any:
@@ -382,7 +384,7 @@ def _restored(data: Any) -> Any:
     """Return the part that `_plain` made data of."""
     if not isinstance(data, Mapping) or "kind" not in data:
         return data
-    kinds: dict[str, Any] = {k.__name__: k for k in (Accuracy, MeanScore, Gain, GateVerdict, Headroom)}
+    kinds: dict[str, Any] = {k.__name__: k for k in (Accuracy, Share, MeanScore, Gain, GateVerdict)}
     given = {name: _restored(value) for name, value in data.items() if name != "kind"}
     if data["kind"] == "GateVerdict":
         given["rows"] = tuple(given["rows"])

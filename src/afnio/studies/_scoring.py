@@ -226,6 +226,12 @@ def paired(rows: Sequence[Row], old: Scored, new: Scored) -> tuple[list[float], 
     return [a for a, _ in means], [b for _, b in means]
 
 
+def check_draws(draws: Any) -> None:
+    """Raise if it isn't a number of draws."""
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"draws must be a whole number, 1 or more (got {draws!r})")
+
+
 def check_crashes(errors: Sequence[BaseException], rows: int) -> None:
     """Raise if more than a tenth of the rows crashed. One of several may."""
     if len(errors) > may_fail(rows, QUORUM):
