@@ -370,7 +370,7 @@ def all_prompts() -> list[ListedPrompt]:
 def _export_main(argv: Sequence[str]) -> int:
     from afnio.errors import AfnioError
     from afnio.studies._exports import FORMS, RunPrompts, write_files, write_text
-    from afnio.tellurio._queries import home_folder
+    from afnio.tellurio._store import home_folder
 
     parser = Parser(
         prog="afnio prompts export",
@@ -427,7 +427,7 @@ def provider_main(argv: Sequence[str]) -> int:
 def report_main(argv: Sequence[str]) -> int:
     """Write the report, and return the exit code."""
     from afnio.errors import AfnioError
-    from afnio.tellurio._queries import home_folder
+    from afnio.tellurio._store import home_folder
     from afnio.tellurio.studio._report import write_report
 
     parser = Parser(
@@ -461,7 +461,7 @@ def report_main(argv: Sequence[str]) -> int:
 def studio_main(argv: Sequence[str]) -> int:
     """Serve the studio until Ctrl-C, and return the exit code."""
     from afnio.errors import StudioError
-    from afnio.tellurio._queries import home_folder
+    from afnio.tellurio._store import home_folder
     from afnio.tellurio.studio._app import serve
 
     parser = Parser(

@@ -24,8 +24,9 @@ from afnio.cli._parser import Parser, fitted, say_next, shell_width
 from afnio.errors import StoreProblemError
 from afnio.tellurio._card import Card, card_of
 from afnio.tellurio._compare import Scores, compare
-from afnio.tellurio._queries import MISSING, StoreReader, as_stored, choose, home_folder, stores
+from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import RunRecord, Spending, loaded, ranked
+from afnio.tellurio._store import MISSING, as_stored, choose, home_folder, stores
 
 EXAMPLES: Final = """\
 examples:

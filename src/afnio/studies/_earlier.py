@@ -12,7 +12,8 @@ from typing import Any, Final, final
 
 from afnio.errors import StoreProblemError
 from afnio.tellurio._card import Card, kept_card
-from afnio.tellurio._queries import StoreReader, stores
+from afnio.tellurio._queries import StoreReader
+from afnio.tellurio._store import stores
 
 RESULT: Final = "OptimizeResult"
 """The kind of the event that holds a run's result."""

@@ -24,7 +24,7 @@ from afnio.studies._evaluated import ChangedRow, Changes, Draw, EvaluatedRow, Ro
 from afnio.studies._result import cell_of, in_time
 from afnio.studies._rows import in_words, plainly
 from afnio.tellurio._card import Bar, Card, Example
-from afnio.tellurio._queries import home_folder
+from afnio.tellurio._store import home_folder
 
 FORMAT: Final = 1
 SHOWN: Final = 30

@@ -19,7 +19,7 @@ from typing import Any, Final, Self, final
 from afnio._figures import NOISE, Accuracy, Gain, MeanScore, Measured, Share, counted, foreseen
 from afnio.optim._gate import GateVerdict
 from afnio.tellurio._card import Bar, Card, Example
-from afnio.tellurio._queries import home_folder
+from afnio.tellurio._store import home_folder
 
 KEPT: Final = "The old prompts are kept; the new ones are in .candidate."
 UNTESTED: Final = f"Not measured: the budget ended before all held-out rows were scored. {KEPT}"

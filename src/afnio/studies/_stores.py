@@ -34,7 +34,7 @@ from afnio.runtime._files import make_private_folder
 from afnio.runtime._waiting import may_block
 from afnio.studies._exports import RunPrompts
 from afnio.studies._rows import check_text, digest
-from afnio.tellurio._queries import home_folder
+from afnio.tellurio._store import home_folder
 
 if TYPE_CHECKING:
     import aiohttp

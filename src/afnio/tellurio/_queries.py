@@ -12,14 +12,13 @@ time. Otherwise a page could count the samples before a step and then list the s
 Lists are paged by row id, not by OFFSET: the next page starts after the last id of this one, so it is as fast at the
 end of a million calls as at the start, and rows added in between shift nothing.
 
-The folder comes first (which stores there are, and which run a word on the command line means), then the reader, by
-subject: runs, metrics, calls, samples and graphs, steps and parameters, candidates, and what the program logged.
+The methods are in the order of their subjects: runs, metrics, calls, samples and graphs, steps and parameters,
+candidates, and what the program logged.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import sqlite3
@@ -30,7 +29,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from afnio.errors import ChoiceError
 from afnio.tellurio._recording import unpacked
 from afnio.tellurio._records import (
     BlockRecord,
@@ -58,13 +56,14 @@ from afnio.tellurio._records import (
     StepRecord,
     TableRecord,
     TextRecord,
+    as_number,
     columns_of,
     loaded,
     loaded_list,
     ranked,
 )
 from afnio.tellurio._schema import IN_PHASE, of_phase
-from afnio.tellurio._store import live_status, open_to_read, problem_of, slug
+from afnio.tellurio._store import live_status, open_to_read, problem_of
 
 PAGE: Final = 100
 """Rows of one page of calls or samples."""
@@ -77,96 +76,6 @@ MOST_VALUES: Final = 100_000
 
 MOST_BODIES: Final = 32_000
 """The most messages of one call that are read; SQLite allows 32,766 values in one statement."""
-
-
-# The folder of stores.
-
-NAMED: Final = 10
-"""The most runs that an error lists."""
-PREFIX: Final = 4
-"""The fewest characters of an id that may stand for the whole id."""
-
-MISSING: Final = "the folder doesn't exist; run this where your program runs, pass --dir, or set AFNIO_HOME"
-
-
-def home_folder(given: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder of stores: `given`, else AFNIO_HOME, else `.afnio` in the working directory.
-
-    >>> home_folder("runs").as_posix()
-    'runs'
-    """
-    return Path(given or os.environ.get("AFNIO_HOME") or ".afnio")
-
-
-def stores(home: Path) -> list[Path]:
-    """Return the files of the stores under `home`, by namespace and project; none if there is no such folder.
-
-    >>> stores(Path("nowhere"))
-    []
-    """
-    return [path for path in sorted(home.glob("*/*.db")) if path.is_file()]
-
-
-def find_store(home: Path, namespace: str, project: str) -> Path | None:
-    """Return the file of a project, or None. The names are compared, never joined to a path, so `..` finds nothing.
-
-    >>> find_store(Path("nowhere"), "..", "passwords") is None
-    True
-    """
-    return next(
-        (path for path in stores(home) if (path.parent.name, path.stem) == (namespace, project)), None
-    )
-
-
-def choose(word: str, runs: Sequence[RunRecord], home: Path, *, whole: bool = False) -> RunRecord:
-    """Return the run that a user means by a word.
-
-    Tried in this order: its id or namespace/project/name, its name, the beginning of either.
-
-    Args:
-        runs: all runs under `home`.
-        whole: don't accept the beginning of a name. Used for deleting, where a mistaken match can't be undone.
-
-    Raises:
-        ChoiceError: if the word means no run, or several.
-    """
-    word = as_stored(word)
-    for meant in (
-        [run for run in runs if word in (run.id, run.path, run.key)],
-        [run for run in runs if word == run.name],
-        [run for run in runs if _begins(run, word, whole=whole)],
-    ):
-        if len(meant) == 1:
-            return meant[0]
-        if meant:
-            names = ", ".join(run.path for run in meant[:NAMED])
-            raise ChoiceError(
-                f"{word!r} must mean one run (got {len(meant)}: {names}); write namespace/project/name"
-            )
-    names = ", ".join(run.name for run in runs[:NAMED])
-    if not names:
-        reason = "it has no runs" if home.exists() else MISSING
-        raise ChoiceError(f"there is no run {word!r} in {home}: {reason}")
-    raise ChoiceError(f"there is no run {word!r} in {home}; it has {names} (`afnio runs list` shows all)")
-
-
-def as_stored(word: str) -> str:
-    """Return namespace/project, or namespace/project/name, with the first two as the store's file has them.
-
-    >>> as_stored("me/My Project/calm-heron"), as_stored("calm-heron")
-    ('me/my-project/calm-heron', 'calm-heron')
-    """
-    namespace, *rest = word.split("/")
-    try:
-        return "/".join([slug("namespace", namespace), slug("project", rest[0]), *rest[1:]]) if rest else word
-    except ValueError:
-        return word
-
-
-def _begins(run: RunRecord, word: str, *, whole: bool) -> bool:
-    if len(word) >= PREFIX and run.id.startswith(word):
-        return True
-    return bool(word) and not whole and (run.name.startswith(word) or run.path.startswith(word))
 
 
 # SQL that several methods share, or that is too long to read inside one.
@@ -920,20 +829,6 @@ def _body(packed: int, body: bytes) -> Any:
         return loaded(unpacked(packed, body))
     except (zlib.error, UnicodeDecodeError):
         return "(this text is damaged in the store)"
-
-
-def as_number(text: str) -> float | None:
-    """Return the number in a JSON text, or None if it's anything else, including NaN and infinities.
-
-    >>> as_number("0.5"), as_number('"good"'), as_number("NaN")
-    (0.5, None, None)
-    """
-    value = loaded(text)
-    if isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) < 1e300 and math.isfinite(value) else None
 
 
 def _is_within(address: str, steps: set[str]) -> bool:

@@ -7,6 +7,7 @@ is the same wherever it is shown. Times are seconds since 1970 UTC, and costs ar
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -529,3 +530,17 @@ def ranked(names: Iterable[str], monitored: str | None = None) -> list[str]:
         return name != monitored, min(places, default=len(FAVOURITES)), name
 
     return sorted((name for name in names if name == monitored or not is_companion(name)), key=rank)
+
+
+def as_number(text: str) -> float | None:
+    """Return the number in a JSON text, or None if it's anything else, including NaN and infinities.
+
+    >>> as_number("0.5"), as_number('"good"'), as_number("NaN")
+    (0.5, None, None)
+    """
+    value = loaded(text)
+    if isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < 1e300 and math.isfinite(value) else None

@@ -13,7 +13,8 @@ and counted in `runs.dropped`. Values that the program logs itself are never dro
 each run also holds a lock file, its *lease*, which the system releases with the process. `live_status` reports
 a RUNNING run without a held lease as CRASHED.
 
-The tables are in `_schema`; `_recording` turns events into rows; `_queries` reads them.
+The tables are in `_schema`; `_recording` turns events into rows; `_queries` reads them. At the end of this file are the
+folder of stores, and which run a word on the command line means.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ import socket
 import sqlite3
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from afnio.errors import StoreProblemError, StoreVersionError
+from afnio.errors import ChoiceError, StoreProblemError, StoreVersionError
 from afnio.runtime._files import LockFile, SQLiteWriter, is_alive, is_locked, make_private_folder
 from afnio.runtime._kernel import calls_under_way
 from afnio.runtime._places import Places, places
@@ -40,6 +41,7 @@ from afnio.runtime._replicas import calls_on_wire
 from afnio.runtime.events import CallEnded, CallReplayed, NodeLaunched, SampleScored
 from afnio.tellurio._program import git_commit, platform_facts, versions
 from afnio.tellurio._recording import Recording
+from afnio.tellurio._records import RunRecord
 from afnio.tellurio._redaction import Redaction, encode
 from afnio.tellurio._schema import OF_A_RUN, connect, version_of
 
@@ -369,7 +371,94 @@ _KEPT_WHEN_CONTINUED: Final = ("calls", "bodies", "retries")
 """Tables about money that was spent. The program runs from its start and records the rest again."""
 
 
-# --- Paths ---
+# --- The folder of stores ---
+
+NAMED: Final = 10
+"""The most runs that an error lists."""
+PREFIX: Final = 4
+"""The fewest characters of an id that may stand for the whole id."""
+
+MISSING: Final = "the folder doesn't exist; run this where your program runs, pass --dir, or set AFNIO_HOME"
+
+
+def home_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of stores: `folder`, else AFNIO_HOME, else `.afnio` in the working directory.
+
+    >>> home_folder("runs").as_posix()
+    'runs'
+    """
+    return Path(folder or os.environ.get("AFNIO_HOME") or ".afnio")
+
+
+def stores(home: Path) -> list[Path]:
+    """Return the files of the stores under `home`, by namespace and project; none if there is no such folder.
+
+    >>> stores(Path("nowhere"))
+    []
+    """
+    return [path for path in sorted(home.glob("*/*.db")) if path.is_file()]
+
+
+def find_store(home: Path, namespace: str, project: str) -> Path | None:
+    """Return the file of a project, or None. The names are compared, never joined to a path, so `..` finds nothing.
+
+    >>> find_store(Path("nowhere"), "..", "passwords") is None
+    True
+    """
+    return next(
+        (path for path in stores(home) if (path.parent.name, path.stem) == (namespace, project)), None
+    )
+
+
+def choose(word: str, runs: Sequence[RunRecord], home: Path, *, whole: bool = False) -> RunRecord:
+    """Return the run that a user means by a word.
+
+    Tried in this order: its id or namespace/project/name, its name, the beginning of either.
+
+    Args:
+        runs: all runs under `home`.
+        whole: don't accept the beginning of a name. Used for deleting, where a mistaken match can't be undone.
+
+    Raises:
+        ChoiceError: if the word means no run, or several.
+    """
+    word = as_stored(word)
+    for meant in (
+        [run for run in runs if word in (run.id, run.path, run.key)],
+        [run for run in runs if word == run.name],
+        [run for run in runs if _begins(run, word, whole=whole)],
+    ):
+        if len(meant) == 1:
+            return meant[0]
+        if meant:
+            names = ", ".join(run.path for run in meant[:NAMED])
+            raise ChoiceError(
+                f"{word!r} must mean one run (got {len(meant)}: {names}); write namespace/project/name"
+            )
+    names = ", ".join(run.name for run in runs[:NAMED])
+    if not names:
+        reason = "it has no runs" if home.exists() else MISSING
+        raise ChoiceError(f"there is no run {word!r} in {home}: {reason}")
+    raise ChoiceError(f"there is no run {word!r} in {home}; it has {names} (`afnio runs list` shows all)")
+
+
+def as_stored(word: str) -> str:
+    """Return namespace/project, or namespace/project/name, with the first two as the store's file has them.
+
+    >>> as_stored("me/My Project/calm-heron"), as_stored("calm-heron")
+    ('me/my-project/calm-heron', 'calm-heron')
+    """
+    namespace, *rest = word.split("/")
+    try:
+        return "/".join([slug("namespace", namespace), slug("project", rest[0]), *rest[1:]]) if rest else word
+    except ValueError:
+        return word
+
+
+def _begins(run: RunRecord, word: str, *, whole: bool) -> bool:
+    if len(word) >= PREFIX and run.id.startswith(word):
+        return True
+    return bool(word) and not whole and (run.name.startswith(word) or run.path.startswith(word))
 
 
 def store_path(namespace: str, project: str, folder: str | os.PathLike[str] | None = None) -> Path:
@@ -378,8 +467,7 @@ def store_path(namespace: str, project: str, folder: str | os.PathLike[str] | No
     >>> store_path("My Team", "Mails/2025", folder="runs").as_posix()
     'runs/my-team/mails-2025.db'
     """
-    home = Path(folder or os.environ.get("AFNIO_HOME") or ".afnio")
-    return home / slug("namespace", namespace) / f"{slug('project', project)}.db"
+    return home_folder(folder) / slug("namespace", namespace) / f"{slug('project', project)}.db"
 
 
 def slug(kind: str, name: str) -> str:

@@ -34,8 +34,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from afnio.errors import StoreProblemError, StudioError
-from afnio.tellurio._queries import StoreReader, find_store
+from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import RunRecord
+from afnio.tellurio._store import find_store
 from afnio.tellurio.studio._runs import (
     MOST_RUNS,
     Compared,

@@ -19,8 +19,9 @@ from markupsafe import Markup
 
 from afnio import __version__
 from afnio.errors import StoreProblemError
-from afnio.tellurio._queries import StoreReader, choose, stores
+from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import RunRecord
+from afnio.tellurio._store import choose, stores
 from afnio.tellurio.studio._runs import STEPS, Tallies, run_page, step_rows
 from afnio.tellurio.studio._sample import call_page
 from afnio.tellurio.studio._step import lineage_page, step_page

@@ -26,9 +26,10 @@ from afnio.errors import StoreProblemError
 from afnio.stats import Paired, wilson
 from afnio.tellurio._card import Card, card_of
 from afnio.tellurio._compare import PhaseComparison, Scores, compare
-from afnio.tellurio._queries import StoreReader, stores
+from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import Headline, RunRecord, Spending, StepRecord
 from afnio.tellurio._schema import evaluation_of
+from afnio.tellurio._store import stores
 from afnio.tellurio.studio._card import card_view
 from afnio.tellurio.studio._step import Shown, shown_diff
 from afnio.tellurio.studio._text import plain, query_number, score, thinned, word_diff
