@@ -31,7 +31,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -42,9 +41,20 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from afnio.testing.provider._batches import Batches, BatchService, as_chat, from_chat
-from afnio.testing.provider._faults import ApiError, Fault, FaultPlan, Latency, Occasion, response
+from afnio.testing.provider._faults import (
+    ApiError,
+    Fault,
+    FaultPlan,
+    Latency,
+    Occasion,
+    completion,
+    prompt_tokens,
+    read_request,
+    reply_limit,
+    response,
+)
 from afnio.testing.provider._quota import Accounts, ProviderLedger, Quota, QuotaError
-from afnio.testing.simulated._language import kind_of, text_of
+from afnio.testing.simulated._language import kind_of
 from afnio.testing.simulated._lm import FixedReply, SimulatedLM
 from afnio.testing.simulated._student import request_digest
 
@@ -471,93 +481,6 @@ class ChatService:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-# The API's request and response bodies.
-
-
-def count_tokens(text: str) -> int:
-    """Return the number of tokens of `text` in this test kit: a quarter of its UTF-8 bytes, rounded up.
-
-    >>> count_tokens("abcde")
-    2
-    """
-    size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-    return -(-size // 4)
-
-
-def prompt_tokens(request: dict[str, Any]) -> int:
-    """Return the tokens of all message texts of a valid request."""
-    return sum(count_tokens(text_of(message)) for message in request["messages"])
-
-
-def read_request(body: bytes, models: Collection[str] | None) -> dict[str, Any]:
-    """Return the request in `body`, or raise the same `ApiError` as OpenAI's API."""
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError):
-        raise ApiError(400, "The body must be valid JSON; send one object.") from None
-    if not isinstance(request, dict):
-        raise ApiError(400, f"The body must be a JSON object (got a {type(request).__name__}).")
-    messages = request.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise ApiError(400, "messages must be a list of at least one message.")
-    if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
-        raise ApiError(400, "Each of messages must have a role; send objects with role and content.")
-    if request.get("stream"):
-        raise ApiError(400, "stream must be false or left out; this provider can't stream.")
-    model = request.get("model")
-    if not isinstance(model, str) or not model:
-        raise ApiError(400, "model must be the name of a model.")
-    if models is not None and model not in models:
-        raise ApiError(404, f"The model {model!r} does not exist.", code="model_not_found")
-    return request
-
-
-def reply_limit(request: dict[str, Any]) -> int:
-    """Return the most tokens that the reply may have, or 0 if the request sets no limit."""
-    limit = request.get("max_completion_tokens") or request.get("max_tokens")
-    return limit if isinstance(limit, int) and limit > 0 else 0
-
-
-def completion(
-    request: dict[str, Any], reply: str | dict[str, Any], index: int, asked: int
-) -> tuple[dict[str, Any], int]:
-    """Return the reply's body and its tokens; a dict is sent as its JSON, or with "tool_calls" as the message itself.
-
-    Args:
-        asked: the request's `prompt_tokens`.
-    """
-    text = reply if isinstance(reply, str) else json.dumps(reply, ensure_ascii=False)
-    reason, limit = "stop", reply_limit(request)
-    if limit and count_tokens(text) > limit:
-        text, reason = text.encode()[: limit * 4].decode("utf-8", "ignore"), "length"
-    tokens = count_tokens(text)
-    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-    if isinstance(reply, dict) and "tool_calls" in reply:
-        message, reason = {**message, "content": None, **reply}, "tool_calls"
-    body = {
-        "id": f"chatcmpl-simulated-{index}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": request["model"],
-        "choices": [
-            {
-                "index": 0,
-                "message": message,
-                "finish_reason": reason,
-                "logprobs": None,
-            }
-        ],
-        "usage": {
-            "prompt_tokens": asked,
-            "completion_tokens": tokens,
-            "total_tokens": asked + tokens,
-        },
-    }
-    if "service_tier" in request:
-        body["service_tier"] = "flex" if request["service_tier"] == "flex" else "default"
-    return body, tokens
 
 
 # The same in a separate process: the parent's side, the options as arguments, and the process itself.
