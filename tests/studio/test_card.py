@@ -211,3 +211,12 @@ def stepped(before: str, after: str) -> object:
 
     changes = (Change("system prompt", before, after, 1, None),)
     return StepEnded("run/1", "TGD", changes, None, (), (("system prompt", after),))
+
+
+def test_feedback_is_shown_without_the_calls_that_it_is_about(recorded: Recorded) -> None:
+    """They have the whole prompt, once for each mistake: a click shows them."""
+    page = recorded.studio.page(recorded.studio.run(recorded.name) + "/steps/1").text
+    said = re.findall(r'<blockquote class="evidence">\s*<p>(.*?)</p>', page, re.DOTALL)
+    assert said
+    assert all("level 2" not in one and "&lt;trace&gt;" not in one for one in said)
+    assert "level 2" in page.partition("the calls that it is about")[2].partition("</details>")[0]

@@ -55,3 +55,21 @@ def test_the_page_and_the_command_give_the_same_figures(
     assert shown["Last evaluation of each sample"][:3] == ["4", "2", "0"]
     assert shown["epoch 1/val"][0] == "2"
     assert kinds["epoch/val"]["samples"] == [3, 4]
+
+
+def test_means_beside_a_difference_are_of_the_same_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two figures can be subtracted: what only one run evaluated is in none of them. A sentence sums it up."""
+    path = tmp_path / "acme" / "mails.db"
+    scored(path, "before", [("test", f"row {n}", float(n < 12)) for n in range(24)])
+    scored(path, "after", [("test", f"row {n}", 1.0) for n in range(8, 40)])
+    assert main(["runs", "compare", "before", "after", "--dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "test vs test: 0.250 → 1.000; 16 samples in both" in said
+    claim = "The second run is better than the first on 16 samples of test: +0.750"
+    assert claim in said
+    with started(tmp_path) as studio:
+        keys = [studio.run(name).removeprefix("/runs/") for name in ("before", "after")]
+        page = studio.page(f"/compare?run={keys[0]}&run={keys[1]}").text
+    assert claim in page.replace("&#43;", "+")

@@ -290,6 +290,7 @@ def compared(first: Chosen, second: Chosen) -> dict[str, Any]:
     return {
         "first": summary(first),
         "second": summary(second),
+        "claim": comparison.claim,
         "last": comparison.last._asdict(),
         "phases": [{**asdict(one), "paired": one.paired._asdict()} for one in comparison.kinds],
     }
@@ -387,6 +388,7 @@ def compare_text(comparison: Mapping[str, Any]) -> str:
             f"{second['name']} ({second['status']}, {second['calls']:,} calls, {_dollars(second['cost'])})"
         ),
     ]
+    lines.append(found["claim"])
     shared = [name for name in _shown(first) if name in second["metrics"]]
     lines += [
         f"  {printable(name):<30} {_value(first['metrics'][name]):>10}  {_value(second['metrics'][name]):>10}"

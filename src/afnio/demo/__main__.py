@@ -69,7 +69,7 @@ def _run(program: Path) -> int:
     from afnio.studies._result import Result
     from afnio.testing import Provider
 
-    key = "simulated"
+    key = "any"
     with Provider.process(latency=LATENCY, api_key=key) as provider:
         _stay_on_this_machine()
         os.environ |= {"OPENAI_BASE_URL": provider.base_url, "OPENAI_API_KEY": key}

@@ -366,9 +366,10 @@ class Ledger:
 
     def __str__(self) -> str:
         calls, attempts, unknown, tokens_in, cached, tokens_out, dollars = _cells(self.total)
+        count, separator, most = unknown.partition(" ")
         return (
-            f"{calls} calls, {attempts} attempts ({unknown} unknown), {tokens_in} tokens in ({cached} cached), "
-            f"{tokens_out} tokens out, {dollars}"
+            f"{calls} calls, {attempts} attempts ({count} unknown{separator}{most}), {tokens_in} tokens in "
+            f"({cached} cached), {tokens_out} tokens out, {dollars}"
         )
 
 
@@ -384,17 +385,23 @@ def dollars(amount: Decimal) -> str:
 
 
 def _cells(spent: Spent) -> tuple[str, ...]:
-    tokens = spent.usage + spent.reserved
-    numbers = (
-        spent.calls, spent.attempts, spent.unknown,
-        tokens.prompt_tokens, tokens.cached_tokens, tokens.completion_tokens,
-    )  # fmt: skip
+    # What a lost attempt may have used isn't what was used.
+    unknown, most = f"{spent.unknown:,}", spent.reserved.total_tokens
+    if most:
+        unknown = f"{unknown} (at most {most:,} tokens)"
+    used = spent.usage.prompt_tokens, spent.usage.cached_tokens, spent.usage.completion_tokens
     cost_text = dollars(spent.known_cost)
     if spent.unpriced:  # the sum leaves them out, so it must show them
         cost_text = (
             f"{cost_text} + {spent.unpriced} unpriced" if spent.known_cost else f"{spent.unpriced} unpriced"
         )
-    return (*(f"{number:,}" for number in numbers), cost_text)
+    return (
+        f"{spent.calls:,}",
+        f"{spent.attempts:,}",
+        unknown,
+        *(f"{number:,}" for number in used),
+        cost_text,
+    )
 
 
 def _fields(spent: Spent) -> dict[str, Any]:

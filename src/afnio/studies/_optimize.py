@@ -458,7 +458,7 @@ class Optimization(Study):
             steps=training.steps,
             calls=spent.calls,
             paid_before=self.paid_before,
-            tokens=spent.amount.tokens,
+            tokens=spent.usage.total_tokens,
             cost=None if spent.cost is None else float(spent.cost),
             minutes=(time.monotonic() - started) / 60,
             run=f"{run.namespace}/{run.project}/{run.name}",

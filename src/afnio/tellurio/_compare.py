@@ -16,9 +16,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from afnio._figures import counted
 from afnio.stats import Paired, paired_interval
 from afnio.tellurio._schema import evaluation_of
 
+TESTS: Final = ("test", "held/result")
+"""Kinds of phases on rows that nothing was chosen by."""
 START: Final = "held/start"
 """The end of the name of a phase in which a gate scores the prompts that a training began with."""
 MOST_SAME: Final = 12
@@ -32,7 +35,7 @@ class PhaseComparison:
     Attributes:
         kind: the phase's name without the numbers of epochs, steps and repetitions.
         first, second: the names of the phases.
-        means: the mean of all scores of each phase.
+        means: the mean scores over the samples in both; without any, over all of each phase.
         samples: how many samples each phase has.
         paired: second minus first, over the samples in both.
     """
@@ -51,13 +54,33 @@ class RunComparison:
 
     Attributes:
         last: second minus first over the last evaluation of each sample, in any phase.
-        kinds: for each kind of phase in both runs, the last phase of each.
+        kinds: for each kind of phase in both runs, the last phase of each; those that measure a gain first.
         same: other phases with the same name in both runs, those with the most samples first.
     """
 
     last: Paired
     kinds: list[PhaseComparison]
     same: list[PhaseComparison]
+
+    @property
+    def claim(self) -> str:
+        """Whether the second run is better, in a sentence: on the rows of a test if both have one.
+
+        >>> one, other = (Scores([("test", "a", 0.0), ("test", "b", score)]) for score in (0.0, 1.0))
+        >>> compare(one, other).claim
+        "The runs can't be told apart on 2 samples of test: +0.500 (95 %: -0.563 to 1.000)."
+        """
+        tests = [one for one in self.kinds if one.kind in TESTS and one.paired.samples]
+        paired = tests[0].paired if tests else self.last
+        if not paired.samples:
+            return "No sample was evaluated in both runs, so they can't be compared."
+        of = f" of {tests[0].kind}" if tests else ""
+        word = "better" if paired.difference > 0 else "worse"
+        said = (
+            f"The second run is {word} than the first" if paired.is_clear else "The runs can't be told apart"
+        )
+        interval = "" if paired.low is None else f" (95 %: {paired.low:.3f} to {paired.high:.3f})"
+        return f"{said} on {counted(paired.samples, 'sample')}{of}: {paired.difference:+.3f}{interval}."
 
 
 def compare(first: Scores, second: Scores) -> RunComparison:
@@ -73,6 +96,7 @@ def compare(first: Scores, second: Scores) -> RunComparison:
     kinds = [
         _phases(first, second, phase, theirs[kind]) for kind, phase in first.kinds().items() if kind in theirs
     ]
+    kinds.sort(key=lambda one: TESTS.index(one.kind) if one.kind in TESTS else len(TESTS))
     compared = {one.first for one in kinds if one.first == one.second}
     shared = [phase for phase in first.phases if phase in second.phases and phase not in compared]
     shared.sort(key=lambda phase: -len(first.phases[phase]))
@@ -137,7 +161,9 @@ def kind_of(phase: str) -> str:
 
 def _phases(first: Scores, second: Scores, one: str, other: str) -> PhaseComparison:
     mine, theirs = first.phases[one], second.phases[other]
-    means, sizes = (_mean(mine), _mean(theirs)), (len(mine), len(theirs))
+    both = [sample for sample in mine if sample in theirs]
+    means = _mean(mine, both or mine), _mean(theirs, both or theirs)
+    sizes = len(mine), len(theirs)
     return PhaseComparison(kind_of(one), one, other, means, sizes, _paired(mine, theirs))
 
 
@@ -146,5 +172,6 @@ def _paired(first: Mapping[Sample, float], second: Mapping[Sample, float]) -> Pa
     return paired_interval([first[sample] for sample in both], [second[sample] for sample in both])
 
 
-def _mean(scores: Mapping[Sample, float]) -> float | None:
-    return sum(scores.values()) / len(scores) if scores else None
+def _mean(scores: Mapping[Sample, float], samples: Iterable[Sample]) -> float | None:
+    found = [scores[sample] for sample in samples]
+    return sum(found) / len(found) if found else None

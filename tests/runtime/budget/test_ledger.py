@@ -78,11 +78,11 @@ def test_rows() -> None:
         }
     )
     assert list(ledger.rows()) == [
-        ("backward", "https://host", "n", "0", "1", "1", "7", "0", "3", "1 unpriced"),
+        ("backward", "https://host", "n", "0", "1", "1 (at most 10 tokens)", "0", "0", "0", "1 unpriced"),
         ("forward", "https://host", "m", "2", "3", "0", "1,500", "500", "100", "$0.00145"),
-        ("total", "", "", "2", "4", "1", "1,507", "500", "103", "$0.00145 + 1 unpriced"),
+        ("total", "", "", "2", "4", "1 (at most 10 tokens)", "1,500", "500", "100", "$0.00145 + 1 unpriced"),
     ]
-    assert "2 calls, 4 attempts (1 unknown), 1,507 tokens in" in str(ledger)
+    assert "2 calls, 4 attempts (1 unknown (at most 10 tokens)), 1,500 tokens in" in str(ledger)
 
 
 @pytest.mark.parametrize(

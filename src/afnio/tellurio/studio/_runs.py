@@ -584,7 +584,7 @@ def compare_page(runs: Sequence[Compared]) -> dict[str, Any]:
             for key in keys
             if len({one.get(key) for one in settings}) > 1
         ],
-        "paired": [(one, paired_differences(base, one)) for one in rest],
+        "paired": [(one, *paired_differences(base, one)) for one in rest],
         "curves": shared_curves(runs, names),
         "prompts": [(one, prompt_differences(base, one)) for one in rest],
     }
@@ -604,11 +604,11 @@ def last_and_best(one: Compared, name: str) -> dict[str, Any] | None:
     return {"last": points[-1][1], "best": best_text(main) if main and main.metric == name else ""}
 
 
-def paired_differences(base: Compared, other: Compared) -> list[tuple[str, Paired]]:
-    """Return the paired differences of two runs with their titles: over all samples in both, then phase by phase."""
+def paired_differences(base: Compared, other: Compared) -> tuple[str, list[tuple[str, Paired]]]:
+    """Return what can be said of two runs, and their paired differences with titles: tests first, all samples last."""
     found = compare(base.scores, other.scores)
     phases = [(phases_title(one), one.paired) for one in (*found.kinds, *found.same) if one.paired.samples]
-    return [("Last evaluation of each sample", found.last), *phases]
+    return found.claim, [*phases, ("Last evaluation of each sample", found.last)]
 
 
 def phases_title(phases: PhaseComparison) -> str:

@@ -411,7 +411,7 @@ class LineageNode(NamedTuple):
 
 
 def lineage_page(reader: StoreReader, run: RunRecord) -> dict[str, Any]:
-    """Return the candidates of a run as a tree, with the line that leads to the best one."""
+    """Return the candidates of a run as a tree, with the line that leads to the one that was kept."""
     members = _placed(_weighed(reader, run.id))
     by_number = {member.number: member for member in members}
     edges = [

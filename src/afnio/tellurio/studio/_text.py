@@ -43,6 +43,7 @@ def environment() -> Environment:
         "visible": lambda value: visible(str(value)),
         "plain": lambda value: plain(str(value)),
         "excerpt": excerpt,
+        "feedback": feedback,
         "sparkline": sparkline,
         "number": number,
         "score": score,
@@ -210,6 +211,26 @@ def excerpt(text: str, start: int = 0, size: int = EXCERPT) -> Excerpt:
     """
     start = min(max(start, 0), len(text))
     return Excerpt(text[start : start + size], start, len(text))
+
+
+class SaidFeedback(NamedTuple):
+    """A piece of feedback, and the calls that it is about if it came with them."""
+
+    said: str
+    trace: str
+
+
+_TRACED: Final = re.compile(r"<trace>\n(.*)\n</trace>\n.*<feedback>\n(.*)\n</feedback>\s*\Z", re.DOTALL)
+
+
+def feedback(text: str) -> SaidFeedback:
+    """Return what is said about a run of an agent apart from the run's calls, which have the whole prompt.
+
+    >>> feedback("<trace>\\nHi.\\n</trace>\\n<feedback>\\nToo short.\\n</feedback>")
+    SaidFeedback(said='Too short.', trace='Hi.')
+    """
+    found = _TRACED.search(text)
+    return SaidFeedback(text, "") if found is None else SaidFeedback(found.group(2), found.group(1))
 
 
 def visible(text: str) -> Markup:
