@@ -133,7 +133,7 @@ def test_the_lineage_marks_the_candidate_in_the_parameters(browser: Browser, rec
         assert marked.all_text_contents() == [str(winner)]
         assert page.locator(".tree .best").count() == 1
         row = page.locator(f"tbody tr:nth-child({winner + 1})")
-        assert re.search(r"best\s+\d+\s+accepted: ", row.inner_text())
+        assert re.search(r"kept\s+\d+\s+accepted: ", row.inner_text())
 
     browser.look(recorded.studio, visit)
 
@@ -197,7 +197,7 @@ def test_samples_of_an_evaluation_are_asked_for_together(recorded: Recorded) -> 
     assert "/batch" not in page
     assert f'href="{address}/samples?phase=test"' in page
     found = recorded.studio.page(f"{address}/samples?phase=test").text
-    assert found.count('class="row-link"') == 4
+    assert found.count('class="row-link clip"') == 4
     assert set(re.findall(r"test[^<\"]*/batch \d", found)) == {"test/batch 1", "test/batch 2"}
     assert recorded.studio.page(f"{address}/calls?phase=test").text.count('class="row-link"') == 4
 
