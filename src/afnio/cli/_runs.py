@@ -388,7 +388,7 @@ def compare_text(comparison: Mapping[str, Any]) -> str:
             f"{second['name']} ({second['status']}, {second['calls']:,} calls, {_dollars(second['cost'])})"
         ),
     ]
-    lines.append(found["claim"])
+    lines.append(comparison["claim"])
     shared = [name for name in _shown(first) if name in second["metrics"]]
     lines += [
         f"  {printable(name):<30} {_value(first['metrics'][name]):>10}  {_value(second['metrics'][name]):>10}"
