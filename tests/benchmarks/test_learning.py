@@ -144,6 +144,7 @@ def test_a_gate_is_paid_from_the_same_budget() -> None:
     assert "held-out rows" in found.gate
 
 
+@pytest.mark.nightly
 def test_edited_prompts_do_not_get_long() -> None:
     task = tasks.load("notes-judge")
     with simulated() as endpoint:
@@ -160,6 +161,7 @@ def test_the_curve_takes_each_batch_size_over_the_same_samples(results: Path) ->
     assert [(row["how"], row["batch"]) for row in rows][2:] == [("reduction", 4), ("reduction", 16)]
 
 
+@pytest.mark.nightly
 @needs_data
 def test_descent_raises_the_score_and_lengthens_the_prompt() -> None:
     task = tasks.load("sentiment")
@@ -173,7 +175,9 @@ def test_descent_raises_the_score_and_lengthens_the_prompt() -> None:
     assert after.gradients["prompt"] > 0
 
 
-@pytest.mark.parametrize("at_fault", ["retrieve", "draft", "judge"])
+@pytest.mark.parametrize(
+    "at_fault", ["draft", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("retrieve", "judge"))]
+)
 def test_the_prompt_at_fault_is_blamed_most(at_fault: str) -> None:
     task = tasks.load(f"notes-{at_fault}")
     with simulated() as endpoint:

@@ -159,6 +159,7 @@ def test_a_claim_is_met_from_its_side_and_says_why_not(capsys: pytest.CaptureFix
     assert "1,234" in printed or "1,235" in printed
 
 
+@pytest.mark.nightly
 def test_trainer(results: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "SAMPLES", 4)
     monkeypatch.setattr(trainer, "EPOCHS", 2)
