@@ -39,29 +39,3 @@ def test_windows_end_to_end_hold_everything_once(gaps):
     assert all(window["requests"] for window in windows)
     assert [window["window"] for window in windows] == sorted({window["window"] for window in windows})
     assert not windows or windows[0]["window"] == 0
-
-
-def test_attempts_are_counted_for_each_request():
-    """In the order in which they come."""
-    ledger = ProviderLedger(window=1.0)
-    assert [ledger.read(request, 1, 0.0) for request in ("a", "b", "a", "a")] == [1, 1, 2, 3]
-    assert ledger.stats()["attempts"] == {"a": 3, "b": 1}
-
-
-def test_the_peak_is_the_most_at_once():
-    """Indices go on, places don't."""
-    ledger = ProviderLedger(window=1.0)
-    assert [ledger.enter(), ledger.enter()] == [0, 1]
-    ledger.leave()
-    assert ledger.enter() == 2
-    assert ledger.stats()["peak_in_flight"] == 2
-
-
-def test_refusals_count_as_429():
-    """By the limit that was in the way, and in their window."""
-    ledger = ProviderLedger(window=1.0)
-    ledger.read("a", 1, 5.0)
-    ledger.refuse("tokens", 5.0)
-    stats = ledger.stats()
-    assert (stats["by_refusal"], stats["sent_429"]) == ({"tokens": 1}, 1)
-    assert stats["windows"] == [{"window": 0, "requests": 1, "tokens": 1, "refused": 1}]

@@ -90,6 +90,8 @@ async def test_a_quota_scales_while_serving():
         provider.scale_quota(0.5)
         assert [(await ask(provider.base_url))[0] for _ in range(2)] == [200, 429]
         assert [(await ask(provider.base_url, "new"))[0] for _ in range(3)] == [200, 200, 429]
+        provider.scale_quota(0.001)  # to no less than one
+        assert [(await ask(provider.base_url, "newer"))[0] for _ in range(2)] == [200, 429]
     async with Provider() as provider:
         with pytest.raises(ValueError, match="must have a quota"):
             provider.scale_quota(0.5)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from afnio.testing import Quota
 from afnio.testing.provider import (
     AccountBalance,
-    Accounts,
     Bucket,
     QuotaError,
     SlidingWindow,
@@ -137,24 +136,6 @@ def test_it_halves_after_so_many_requests():
     with pytest.raises(QuotaError, match="limit 5"):
         balance.admit(0, 9.0)
     assert balance.quota.requests == 5
-
-
-def test_accounts_are_keys_and_models_where_asked():
-    """One balance for each."""
-    one = Accounts(Quota(requests=1))
-    assert one.balance("a", "m") is one.balance("a", "n")
-    assert one.balance("a", "m") is not one.balance("b", "m")
-    each = Accounts(Quota(requests=1, per_model=True))
-    assert each.balance("a", "m") is not each.balance("a", "n")
-
-
-def test_a_scaled_quota_holds_for_old_and_new_accounts():
-    """And never falls below one."""
-    accounts = Accounts(Quota(requests=600, tokens=3))
-    old = accounts.balance("old", "m")
-    accounts.scale(0.5, now=0.0)
-    for balance in (old, accounts.balance("new", "m")):
-        assert (balance.quota.requests, balance.quota.tokens) == (300, 1)
 
 
 @pytest.mark.parametrize(
