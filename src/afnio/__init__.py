@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from afnio.cognitive._archive import load_agent as load_agent
     from afnio.cognitive._archive import save as save
     from afnio.runtime._executors import Workers as Workers
+    from afnio.studies._check import Check as Check
+    from afnio.studies._check import check as check
     from afnio.studies._evaluate import evaluate as evaluate
     from afnio.studies._evaluated import EvaluatedRow as EvaluatedRow
     from afnio.studies._evaluation import Comparison as Comparison
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.4.0"
 __all__ = [
+    "Check",
     "Comparison",
     "EvaluatedRow",
     "Evaluation",
@@ -75,6 +78,7 @@ __all__ = [
     "batch_api",
     "bind",
     "budget",
+    "check",
     "enable_grad",
     "evaluate",
     "get_backward_model_client",
@@ -105,6 +109,7 @@ __getattr__, __dir__ = _lazily(
     globals(),
     {
         "afnio.cognitive._archive": "load load_agent save",
+        "afnio.studies._check": "Check check",
         "afnio.studies._evaluate": "evaluate",
         "afnio.studies._evaluated": "EvaluatedRow",
         "afnio.studies._evaluation": "Comparison Evaluation",

@@ -82,6 +82,12 @@ COMMANDS: Final = {
         "afnio login",
         "ask for OpenAI's key, check it and save it",
     ),
+    "optimize": Command(
+        "afnio.cli._optimize:optimize_main",
+        "improve an agent's prompts on a file of rows",
+        "afnio optimize agent.py:route rows.csv --metric exact --critic openai/gpt-5 --max-calls 700 --check",
+        "say what it would do, for free",
+    ),
     "prompts": Command(
         "afnio.cli._other:prompts_main",
         "print every prompt that Afnio sends, or export a run's",
@@ -105,6 +111,12 @@ COMMANDS: Final = {
         "list, show, compare, delete and export runs",
         "afnio runs list",
         "list the runs recorded on this machine",
+    ),
+    "skill": Command(
+        "afnio.cli._optimize:skill_main",
+        "write a SKILL.md that lets a coding agent use Afnio",
+        "afnio skill .claude/skills/afnio",
+        "teach the coding agent of this folder",
     ),
     "studio": Command(
         "afnio.cli._other:studio_main",

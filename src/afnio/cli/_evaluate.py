@@ -20,11 +20,14 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from afnio.cli._parser import Parser
 
 if TYPE_CHECKING:
     from afnio.studies._evaluation import Evaluation
 
+T = TypeVar("T")
 FAILED, UNUSABLE, WORSE, ENDED = 1, 2, 3, 4
 MOST_FAILED: Final = 0.1
 """Above this share of failed rows a score says little."""
@@ -42,15 +45,28 @@ examples:
 
 def evaluate_main(argv: Sequence[str]) -> int:
     """Evaluate, print what was found, and return the exit code."""
-    parser = _parser()
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
+    said, found = answered(lambda: _evaluated(options))
+    if options.json:
+        sys.stdout.write(json.dumps(said, allow_nan=False) + "\n")
+    elif found is None:
+        sys.stderr.write(f"afnio: {said['error']}\n")
+    else:
+        sys.stdout.write(_text(found, said))
+    return int(said["exit"])
+
+
+def answered(work: Callable[[], tuple[dict[str, Any], T]]) -> tuple[dict[str, Any], T | None]:
+    """Do a command's work. Returns what to print as JSON, with the exit code, and what was found, if it succeeded.
+
+    What the user's code prints goes to standard error.
+    """
     from afnio.errors import AfnioError, BudgetExceeded, MetricError, UnknownPriceError
 
-    found: Evaluation | None = None
     said: dict[str, Any]
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            said, found = _evaluated(options)
+            return work()
     except BudgetExceeded as error:
         said = {"exit": ENDED, "error": f"{error}; the same command with a larger budget continues"}
     except (
@@ -65,38 +81,17 @@ def evaluate_main(argv: Sequence[str]) -> int:
         said = {"exit": UNUSABLE, "error": str(error) or repr(error)}
     except AfnioError as error:
         said = {"exit": FAILED, "error": str(error)}
-    if options.json:
-        sys.stdout.write(json.dumps(said, allow_nan=False) + "\n")
-    elif found is None:
-        sys.stderr.write(f"afnio: {said['error']}\n")
-    else:
-        sys.stdout.write(_text(found, said))
-    return int(said["exit"])
+    return said, None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="afnio evaluate",
         description="Score an agent on rows. Replies that were paid for are used again.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("agent", metavar="AGENT", help="file.py:name, or package.module:name")
-    parser.add_argument(
-        "rows", metavar="ROWS", type=Path, help="a .csv, .tsv, .json or .jsonl file of rows with columns"
-    )
-    parser.add_argument(
-        "--metric", required=True, help="exact, or file.py:name of a function of output and expected"
-    )
-    parser.add_argument("--expected", metavar="COLUMN", default="expected", help="default: expected")
-    parser.add_argument(
-        "--inputs",
-        metavar="COLUMNS",
-        help="the agent's inputs, with commas between (default: all other columns)",
-    )
-    parser.add_argument(
-        "--prompts", metavar="SOURCE", help="file.py:NAME of a dict, or a folder of Result.save"
-    )
+    add_data(parser)
     parser.add_argument("--draws", type=int, default=1, metavar="N", help="run each row so often")
     parser.add_argument(
         "--max-cost", type=float, metavar="DOLLARS", help="the most to spend, earlier starts included"
@@ -115,6 +110,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_data(parser: Parser) -> None:
+    """Add the arguments that name an agent, its prompts, its rows and a metric."""
+    parser.add_argument("agent", metavar="AGENT", help="file.py:name, or package.module:name")
+    parser.add_argument(
+        "rows", metavar="ROWS", type=Path, help="a .csv, .tsv, .json or .jsonl file of rows with columns"
+    )
+    parser.add_argument(
+        "--metric", required=True, help="exact, or file.py:name of a function of output and expected"
+    )
+    parser.add_argument("--expected", metavar="COLUMN", default="expected", help="default: expected")
+    parser.add_argument(
+        "--inputs",
+        metavar="COLUMNS",
+        help="the agent's inputs, with commas between (default: all other columns)",
+    )
+    parser.add_argument(
+        "--prompts", metavar="SOURCE", help="file.py:NAME of a dict, or a folder of Result.save"
+    )
+
+
 def _evaluated(options: argparse.Namespace) -> tuple[dict[str, Any], Evaluation]:
     """Return what to print as JSON, and the evaluation."""
     import afnio
@@ -129,9 +144,9 @@ def _evaluated(options: argparse.Namespace) -> tuple[dict[str, Any], Evaluation]
         budget = afnio.budget(max_cost=options.max_cost, max_calls=options.max_calls)
     found = afnio.evaluate(
         agent,
-        _rows(options, labelled=takes_expected(metric)),
+        rows_of(options, labelled=takes_expected(metric)),
         metric,
-        prompts=_prompts(options.prompts),
+        prompts=prompts_of(options.prompts),
         budget=budget,
         draws=options.draws,
         name=options.name,
@@ -201,7 +216,7 @@ def exact(output: Any, expected: Any) -> bool:
     return str(output).strip() == str(expected).strip()
 
 
-def _prompts(source: str | None) -> dict[str, str] | None:
+def prompts_of(source: str | None) -> dict[str, str] | None:
     from afnio.studies._stores import load_prompts
 
     if source is None:
@@ -253,7 +268,7 @@ def _from_file(path: Path) -> Any:
     return module
 
 
-def _rows(options: argparse.Namespace, *, labelled: bool) -> list[Any]:
+def rows_of(options: argparse.Namespace, *, labelled: bool) -> list[Any]:
     """Return the rows of a file as `afnio.evaluate` takes them. One input column is passed by position.
 
     Raises:

@@ -134,15 +134,25 @@ class Needs:
         most = self.calls
         if most is None:
             return
-        sizes = {"to begin": FIRST, "for guards": self._firm, f"for {HELD} held-out rows": self._least}
-        counted = {part: math.ceil(number * each) for part, number in sizes.items() if number}
-        step = self._smallest.cost(self.sample(each))
+        counted, step = self._fewest(each)
         needed = sum(counted.values()) + step
         if most < needed:
             parts = ", ".join(f"{number} {part}" for part, number in counted.items())
             raise ValueError(
                 f"budget must pay for at least {needed} calls (got {most}): {parts}, and {step} for one step; give more"
             )
+
+    def _fewest(self, each: float) -> tuple[dict[str, int], int]:
+        """Return the calls that can't be less, by what they are for, and those of the smallest step."""
+        sizes = {"to begin": FIRST, "for guards": self._firm, f"for {HELD} held-out rows": self._least}
+        counted = {part: math.ceil(number * each) for part, number in sizes.items() if number}
+        return counted, self._smallest.cost(self.sample(each))
+
+    def usual_calls(self, each: float) -> int:
+        """Return the calls of the shortest optimization that scores all held-out rows, with at least one step."""
+        counted, step = self._fewest(each)
+        rest = max(0.0, 2 * self._inputs * self._rows - self._least)
+        return sum(counted.values()) + step + math.ceil(rest * each)
 
     def check(self, measured: Amount) -> int:
         """Return how many held-out inputs to score, now that it is known what a row costs: all, if that pays for them.

@@ -25,7 +25,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Final, final
+from typing import Any, Final, Self, final
 
 import anyio.to_thread
 
@@ -168,19 +168,20 @@ def optimize(
     >>> result.prompts, result.verdict
     ({'system': 'Say hi.'}, 'Better: +100.0 points (95 %: 88.2 to 100.0) on 48 held-out rows.')
     """
-    subject = Subject.of(agent, prompts, wanted_by(metric))
-    guarding, rows = guards_of(guards, rows, labelled=takes_expected(metric))
-    subject.govern(Rules.of(subject.texts, guarding, constraints, max_chars))
-    task = Optimization(
-        subject,
+    task = Optimization.of(
+        agent,
+        rows,
         metric,
-        rows=rows,
+        prompts=prompts,
+        guards=guards,
+        constraints=constraints,
+        max_chars=max_chars,
         testset=testset,
         draws=draws,
         critic=critic,
         budget=budget,
         name=name,
-        folder=dir,
+        dir=dir,
         seed=seed,
         limits=limits,
         makes_calls=makes_calls,
@@ -197,23 +198,42 @@ def optimize(
 class Optimization(Study):
     """One optimization. `run` it once; `stop` ends the training early, from any thread."""
 
+    @classmethod
+    def of(
+        cls,
+        agent: Callable[..., Any] | cog.Module,
+        rows: Sequence[Any],
+        metric: Callable[..., Any],
+        *,
+        prompts: Mapping[str, str] | None = None,
+        guards: Sequence[Any] | Callable[[Any], bool] | None = None,
+        constraints: Sequence[str | Callable[[str, str], str | None]] = (),
+        max_chars: int | Mapping[str, int | None] | None = MOST_CHARACTERS,
+        **settings: Any,
+    ) -> Self:
+        """Return the optimization that the arguments of `optimize` mean, all of them checked."""
+        subject = Subject.of(agent, prompts, wanted_by(metric))
+        guarding, rows = guards_of(guards, rows, labelled=takes_expected(metric))
+        subject.govern(Rules.of(subject.texts, guarding, constraints, max_chars))
+        return cls(subject, metric, rows=rows, **settings)
+
     def __init__(
         self,
         subject: Subject,
         metric: Callable[..., Any],
         *,
         rows: Any,
-        testset: Any,
-        draws: int,
         critic: str | tuple[ChatClient, Any] | ChatModel,
         budget: float | Budget,
-        name: str | None,
-        folder: str | os.PathLike[str] | None,
-        seed: int | None,
-        limits: Limits | None,
-        makes_calls: bool,
-        patience: int,
-        perfect: float,
+        testset: Any = None,
+        draws: int = 1,
+        name: str | None = None,
+        dir: str | os.PathLike[str] | None = None,  # noqa: A002 (as in te.init)
+        seed: int | None = None,
+        limits: Limits | None = None,
+        makes_calls: bool = True,
+        patience: int = 3,
+        perfect: float = 1.0,
     ) -> None:
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
             raise ValueError(f"patience must be a number of steps, 1 or more (got {patience!r})")
@@ -237,10 +257,10 @@ class Optimization(Study):
         for part in given:
             if part:
                 subject.check(part[0])
-        self.patience, self.folder, self.draws = patience, folder, draws
+        self.patience, self.folder, self.draws = patience, dir, draws
         self.splits = split_rows(data, tested, self.seed, rules.guards)
         self.project = name or subject.title
-        self.store = store_path(NAMESPACE, self.project, folder)
+        self.store = store_path(NAMESPACE, self.project, dir)
         contents = Contents()
         self.unseen = contents.unseen
         self.identity = digest(
