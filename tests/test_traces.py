@@ -180,6 +180,10 @@ def test_a_trace_of_langfuse(export: Any) -> None:
     whole, _ = traces.read(export(trace))
     assert whole[0]["inputs"] == trace["input"]
     assert traces.read(export(trace), field="text") == ([], {"its input has no 'text'": 1})
+    both = {"id": "t2", "input": {"messages": CHAT, "question": "Hi"}, "output": "Hello"}
+    assert traces.read(export(both), field="question")[0] == [
+        {"inputs": "Hi", "observed": "Hello", "id": "t2"}
+    ]
 
 
 def test_observations_and_items_of_langfuse(export: Any) -> None:

@@ -110,10 +110,11 @@ def _rows(records: Sequence[Recorded], field: str | None, left_out: Counter[str]
             left_out["it has no input"] += 1
         elif _is_inside(one, by_id):
             left_out["it is a step of another record"] += 1
-        elif field is not None and (not isinstance(inputs, Mapping) or field not in inputs):
+        elif field is not None and not (isinstance(one.inputs, Mapping) and field in one.inputs):
             left_out[f"its input has no {field!r}"] += 1
         else:
-            inputs = inputs if field is None else inputs[field]
+            if field is not None:
+                inputs, said = _asked(one.inputs[field])
             observed = _answer(one.observed)
             row = {"inputs": inputs, "observed": said if observed is None else observed, "id": one.id}
             if one.expected is not None:

@@ -373,6 +373,8 @@ def test_a_store_that_is_down_or_unknown(tmp_path: Path) -> None:
         ValueError, match="the store must be mlflow:<url>, .* or folder:<path> .got 'langsmith:http:'"
     ):
         RESULT.push("langsmith:http://host", "router")
+    with pytest.raises(TypeError, match=r"write prompts=\['system'\]"):
+        afnio.load_prompts(tmp_path, prompts="system")
     with pytest.raises(ValueError, match="the store must be mlflow:<url>"):
         afnio.load_prompts("langsmith:http://host", "router")
     with pytest.raises(ValueError, match="alias must be letters"):

@@ -175,6 +175,10 @@ def load_prompts(
     ...     load_prompts(folder)
     {'system': 'Be brief.'}
     """
+    if isinstance(prompts, str):
+        raise TypeError(
+            f"prompts must be names, or texts by name (got {prompts!r}); write prompts=[{prompts!r}]"
+        )
     where = os.fspath(source)
     if where.startswith("run:"):
         if name is not None or alias is not None:
