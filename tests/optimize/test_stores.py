@@ -451,6 +451,16 @@ def test_a_real_server(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda prompts: replace(RESULT, prompts=prompts).push(store, "beside"), sets))
         assert afnio.load_prompts(store, "beside", prompts=["first"]) in sets
+        if kind == "mlflow":  # its own client reads a text as it is, and the verdict
+            code = (
+                f"import mlflow; mlflow.set_tracking_uri({url!r}); "
+                "found = mlflow.genai.load_prompt('prompts:/router--look_up__no@candidate'); "
+                "print(found.template, found.commit_message)"
+            )
+            done = subprocess.run(
+                [arguments[0], "-c", code], env=env, capture_output=True, text=True, check=False
+            )
+            assert done.stdout == "Number. Better: +40.0 points.\n", done.stderr
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
