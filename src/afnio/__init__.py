@@ -56,9 +56,9 @@ if TYPE_CHECKING:
     from afnio.studies._evaluated import EvaluatedRow as EvaluatedRow
     from afnio.studies._evaluation import Comparison as Comparison
     from afnio.studies._evaluation import Evaluation as Evaluation
+    from afnio.studies._headroom import Headroom as Headroom
     from afnio.studies._headroom import headroom as headroom
     from afnio.studies._optimize import optimize as optimize
-    from afnio.studies._result import Headroom as Headroom
     from afnio.studies._result import Result as Result
     from afnio.studies._stores import load_prompts as load_prompts
 
@@ -113,9 +113,9 @@ __getattr__, __dir__ = _lazily(
         "afnio.studies._evaluate": "evaluate",
         "afnio.studies._evaluated": "EvaluatedRow",
         "afnio.studies._evaluation": "Comparison Evaluation",
-        "afnio.studies._headroom": "headroom",
+        "afnio.studies._headroom": "Headroom headroom",
         "afnio.studies._optimize": "optimize",
-        "afnio.studies._result": "Headroom Result",
+        "afnio.studies._result": "Result",
         "afnio.studies._stores": "load_prompts",
         "afnio.runtime._executors": "Workers",
     },

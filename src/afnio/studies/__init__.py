@@ -1,1 +1,1 @@
-"""Studies: whole jobs on an agent, rows and a metric. `afnio.optimize` and `afnio.headroom` are their public names."""
+"""Studies: whole jobs on an agent, rows and a metric, such as `afnio.evaluate` and `afnio.optimize`."""

@@ -19,7 +19,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final, NamedTuple, final
 
@@ -39,7 +39,7 @@ from afnio.runtime._waiting import active_journal, scope
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.stats import p_value
 from afnio.studies._needs import CallCount, dearer
-from afnio.studies._result import Headroom
+from afnio.studies._result import in_time
 from afnio.studies._rows import Row, by_input, distinct, in_words, read_rows
 from afnio.studies._scoring import Scored, Scoring, paired, takes_expected, wanted_by
 from afnio.studies._study import Study, job
@@ -118,6 +118,51 @@ def headroom(
         makes_calls=makes_calls,
     )
     return job(test.run, "headroom")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """What a headroom test found. `print` it for the verdict.
+
+    Attributes:
+        found: True if a varied prompt is better than the start prompts beyond chance.
+        verdict: The finding in a sentence.
+        gain: The best variant against the start prompts on rows that it wasn't chosen on. None if there were no
+            mistakes to make variants from, or if no variant came out ahead of the start prompts.
+        start: The mean score of the start prompts.
+        noise: The share of rows whose score changed when the same prompts were scored again.
+        wrong: How many of `rows` scored below perfect.
+        form: How many of those are mistakes of form: a reply that can't be read, or the right answer written otherwise.
+        rows: How many rows `start`, `noise`, `wrong` and `form` are of.
+        variants: How many varied prompts were tried.
+        prompts: The best variant if it is better, else the start prompts.
+        calls, tokens, cost, minutes: What it took; the cost is None if a price is unknown.
+        replayed: How many of the calls a journal answered.
+    """
+
+    found: bool
+    verdict: str
+    gain: Gain | None
+    start: float
+    noise: float
+    wrong: int
+    form: int
+    rows: int
+    variants: int
+    prompts: Mapping[str, str]
+    calls: int
+    tokens: int
+    cost: float | None
+    minutes: float
+    replayed: int = 0
+
+    def __str__(self) -> str:
+        replayed = f" ({self.replayed:,} from the journal)" if self.replayed else ""
+        spent = f"{self.calls:,} calls{replayed}, {in_time(self.minutes)}"
+        if self.cost is not None:
+            spent += f", ${self.cost:.4f}"
+        return f"{self.verdict} ({spent})"
 
 
 class Design(NamedTuple):
@@ -209,25 +254,21 @@ class HeadroomTest(Study):
         self.design(None)
 
     async def run(self) -> Headroom:
-        """Do the test on its own."""
+        """Do the test."""
+        started, spent = time.monotonic(), CallCount()
         async with AsyncExitStack() as stack:
             stack.enter_context(
                 set_backward_model_client(self.critic.client, completion_args=self.critic.completion_args)
             )
             stack.enter_context(self.bridge())
-            found = await self.measured()
-        if self._is_graded or not found.wrong:
-            return found
-        power = foreseen(len(by_input(self.rows)) // 2)
-        return replace(found, verdict=f"{found.verdict} By `optimize`, {power}.")
-
-    async def measured(self) -> Headroom:
-        """Do the test within the caller's bridge and critic."""
-        started, spent = time.monotonic(), CallCount()
-        with self.budget, subscribed(spent):
-            async with scope(name="headroom"):
-                result = await self._tested(spent)
+            stack.enter_context(self.budget)
+            stack.enter_context(subscribed(spent))
+            await stack.enter_async_context(scope(name="headroom"))
+            result = await self._tested(spent)
         price = await anyio.to_thread.run_sync(lambda: spent.cost)
+        if result["wrong"] and not self._is_graded:
+            power = foreseen(len(by_input(self.rows)) // 2)
+            result["verdict"] += f" By `optimize`, {power}."
         return Headroom(
             **result,
             calls=spent.calls,

@@ -65,54 +65,6 @@ def evidence(gate: GateVerdict) -> str:
     return f"{gate.wins} of {seen} rows better, {gate.losses} worse, p = {gate.p:.2g}, level {gate.level:g}"
 
 
-# The headroom test's result
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Headroom:
-    """What a headroom test found. `print` it for the verdict.
-
-    Attributes:
-        found: True if a varied prompt is better than the start prompts beyond chance.
-        verdict: The finding in a sentence.
-        gain: The best variant against the start prompts on rows that it wasn't chosen on. None if there were no
-            mistakes to make variants from, or if no variant came out ahead of the start prompts.
-        start: The mean score of the start prompts.
-        noise: The share of rows whose score changed when the same prompts were scored again.
-        wrong: How many of `rows` scored below perfect.
-        form: How many of those are mistakes of form: a reply that can't be read, or the right answer written otherwise.
-        rows: How many rows `start`, `noise`, `wrong` and `form` are of.
-        variants: How many varied prompts were tried.
-        prompts: The best variant if it is better, else the start prompts.
-        calls, tokens, cost, minutes: What it took; the cost is None if a price is unknown.
-        replayed: How many of the calls a journal answered.
-    """
-
-    found: bool
-    verdict: str
-    gain: Gain | None
-    start: float
-    noise: float
-    wrong: int
-    form: int
-    rows: int
-    variants: int
-    prompts: Mapping[str, str]
-    calls: int
-    tokens: int
-    cost: float | None
-    minutes: float
-    replayed: int = 0
-
-    def __str__(self) -> str:
-        replayed = f" ({self.replayed:,} from the journal)" if self.replayed else ""
-        spent = f"{self.calls:,} calls{replayed}, {in_time(self.minutes)}"
-        if self.cost is not None:
-            spent += f", ${self.cost:.4f}"
-        return f"{self.verdict} ({spent})"
-
-
 # The result
 
 
