@@ -458,7 +458,7 @@ class Server(ABC):
         if not 200 <= response.status < 300:
             text = content[:2_000].decode("utf-8", "replace")
             raise StoreError(
-                f"{self.url} must accept the request (got {response.status}: {text[:200]})",
+                f"{self.url} must accept the request (got {response.status}: {' '.join(text.split())[:200]})",
                 response.status,
                 text,
             )
