@@ -85,7 +85,9 @@ def _interruptible(main: Callable[[], Awaitable[T]], gently: Callable[[], object
 
 def _waits_for_batches() -> bool:
     runtime = existing_runtime()
-    return runtime is not None and any(isinstance(one, Depot) and one.waits for one in runtime.resources())
+    return runtime is not None and any(
+        isinstance(one, Depot) and one.waiting() for one in runtime.resources()
+    )
 
 
 class _Stoppable(Generic[T]):

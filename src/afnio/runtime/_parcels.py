@@ -14,8 +14,6 @@ address, so a program that is started again makes the same ids, and claims its l
 **What isn't known is found out, not assumed.** A parcel whose creation got no answer is looked for in the provider's
 list before it is created again. A line that was paid for and never came is charged at its reserve. Lines that no call
 has claimed when the journal is closed are counted by a row, and a later claim isn't charged again.
-
-`_batch_api` has the block, the interface of a provider's API and the files. `_call` settles each call.
 """
 
 from __future__ import annotations
@@ -78,8 +76,7 @@ _logger = logging.getLogger("afnio")
 
 GRACE: Final = 60.0
 """Seconds after which a parcel that the provider's list doesn't show was never created."""
-POLL_FIRST: Final = 2.0
-POLL_MAX: Final = 60.0
+POLL_FIRST, POLL_MAX = 2.0, 60.0
 """Seconds between two questions about a parcel: a twentieth of its age, within these bounds."""
 BACKOFF_MAX: Final = 60.0
 FIRST_CONTACT: Final = 5.0
@@ -166,11 +163,9 @@ class Depot:
         group.api = api  # the newest credentials
         return group
 
-    @property
-    def waits(self) -> bool:
-        """True if calls wait for a parcel. Safe on any thread."""
-        groups = list(self.groups.values())
-        return any(group.forming or any(parcel.riders for parcel in list(group.parcels)) for group in groups)
+    def waiting(self) -> list[Group]:
+        """Return the groups in which calls wait. Safe on any thread."""
+        return [group for group in list(self.groups.values()) if group.waiting]
 
     async def aclose(self) -> None:
         for group in self.groups.values():
@@ -206,6 +201,11 @@ class Group:
         self._timed = False
         names = {"url": api.account.url, "endpoint": api.endpoint, "model": api.model}
         self.parcels = [Parcel(self, row) for row in journal.parcels() if names.items() <= row.items()]
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait."""
+        return len(self.forming) + sum(len(parcel.riders) for parcel in list(self.parcels))
 
     def board(self, rider: Rider) -> None:
         if not self.has_api:
@@ -340,7 +340,6 @@ class Parcel:
         remote: the provider's name for it; "" before it is created.
         status: the provider's last word on it.
         over: True once its results are here, or there are none.
-        task: that follows it.
     """
 
     def __init__(self, group: Group, row: dict[str, Any], riders: list[Rider] | None = None) -> None:
@@ -753,7 +752,7 @@ class Parcel:
             self._hand(rider, LineOutcome("lost", reason="its line is missing from the results"))
         if self.earlier:
             await self._serve()
-        self._close_if_done()
+        self.settled()
 
     async def _not_ours(self) -> None:
         """Look for it again: what was found by its time and size has none of its lines."""
@@ -817,11 +816,9 @@ class Parcel:
                 self._hand(rider, missing if line is None else self.group.api.outcome(line)[1])
             await anyio.lowlevel.checkpoint()
 
-    def settled(self, ident: str) -> None:
+    def settled(self, ident: str = "") -> None:
+        """Note that a line has its end on disk, or has none, and close the parcel after the last one."""
         self._open.discard(ident)
-        self._close_if_done()
-
-    def _close_if_done(self) -> None:
         if self.over and not self._open and not self.riders and self._row["state"] != "closed":
             self._row["state"] = "closed"
             self.group.depot.spawn(self._close())

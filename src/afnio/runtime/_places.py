@@ -1,12 +1,14 @@
 """Places: what runs where at this moment, for displays, the run store and programs that want to know.
 
-Calls go to replicas, and functions with `executor=` to worker processes. Both are read from counters that the engine
-keeps anyway, from any thread. Where there is one URL and no executor, there is nothing to tell.
+Calls go to replicas or wait for batch APIs, and functions with `executor=` go to worker processes. All of that is read
+from counters that the engine keeps anyway, from any thread. Where there is one URL and no executor, there is nothing
+to tell.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, final
 from urllib.parse import urlsplit
 
 from afnio.runtime._kernel import Runtime, existing_runtime
+from afnio.runtime._parcels import Depot, Group
 from afnio.runtime._replicas import ReplicaAdmitter
 
 if TYPE_CHECKING:
@@ -46,13 +49,37 @@ class ReplicaState:
 
 @final
 @dataclass(frozen=True, slots=True)
+class BatchState:
+    """The calls of one account, endpoint and model that wait for a batch API.
+
+    Attributes:
+        url: base URL, without credentials.
+        waiting: calls that wait, also those whose batch hasn't been sent.
+        batches: that go on at the provider.
+        calls: in these batches.
+        done: of them, as the provider said last.
+        oldest: seconds since the oldest batch was made.
+    """
+
+    url: str
+    model: str
+    waiting: int
+    batches: int
+    calls: int
+    done: int
+    oldest: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Places:
-    """The executors and replicas at one moment.
+    """The executors, replicas and batches at one moment.
 
     Attributes:
         executors: each executor that has been used, in the order of first use: its `name`, `engine` and number of
             `workers`, the lanes `running` and `waiting`, and how often one has `lost` its worker.
         replicas: each replica of the clients with several URLs, group by group.
+        batches: the calls that wait for batch APIs.
 
     >>> print(Places(replicas=[ReplicaState("qwen", "http://a:8000/v1", 12, 80, 0, 0, "")]))
     qwen: a:8000 12 in flight
@@ -60,6 +87,7 @@ class Places:
 
     executors: Sequence[ExecutorState] = field(default=())
     replicas: Sequence[ReplicaState] = field(default=())
+    batches: Sequence[BatchState] = field(default=())
 
     def since(self, before: Places) -> Places:
         """Return the same with its counts from `before` on: lost lanes, attempts and outages."""
@@ -76,22 +104,22 @@ class Places:
                 names = ("answered", "failed", "outages")
                 one = replace(one, **{name: getattr(one, name) - getattr(then, name) for name in names})
             replicas.append(one)
-        return Places(executors, replicas)
+        return Places(executors, replicas, self.batches)
 
     def facts(self) -> list[list[str]]:
-        """Return a line for each executor and each group of replicas, as the facts that it consists of."""
+        """Return a line for each executor, group of replicas and kind of batches, as its facts."""
         lines = [_executor_facts(one) for one in self.executors]
         for group, members in groupby(self.replicas, key=lambda one: one.group):
             first, *others = [_replica_fact(one) for one in members]
             lines.append([f"{group or 'replicas'}: {first}", *others])
-        return lines
+        return lines + [_batch_facts(one) for one in self.batches]
 
     def __str__(self) -> str:
         return "; ".join(", ".join(facts) for facts in self.facts())
 
 
 def places(runtime: Runtime | None = None) -> Places:
-    """Return what runs where now: the `executors` and the `replicas` that this process has used. From any thread.
+    """Return what runs where now: the `executors`, `replicas` and `batches` that this process uses. From any thread.
 
     Args:
         runtime: default: the process's, if it has one.
@@ -101,12 +129,17 @@ def places(runtime: Runtime | None = None) -> Places:
     """
     runtime = runtime or existing_runtime()
     if runtime is None:
-        return Places([], [])
+        return Places([], [], [])
     # Whoever uses an executor has imported it.
     module = sys.modules.get("afnio.runtime._executors")
     executors = [] if module is None else module.executors(runtime)
     groups = [one for one in runtime.resources() if type(one) is ReplicaAdmitter]
-    return Places(executors, [state for group in groups for state in _states(group)])
+    depots = [one for one in runtime.resources() if type(one) is Depot]
+    return Places(
+        executors,
+        [state for group in groups for state in _states(group)],
+        [_batches(group) for depot in depots for group in depot.waiting()],
+    )
 
 
 def _states(group: ReplicaAdmitter) -> list[ReplicaState]:
@@ -125,6 +158,19 @@ def _states(group: ReplicaAdmitter) -> list[ReplicaState]:
     ]
 
 
+def _batches(group: Group) -> BatchState:
+    sent = [parcel for parcel in list(group.parcels) if parcel.riders and parcel.at_provider]
+    return BatchState(
+        group.api.account.url,
+        group.api.model,
+        group.waiting,
+        len(sent),
+        sum(len(parcel.ids) for parcel in sent),
+        sum(parcel.status.completed for parcel in sent),
+        max((time.time() - parcel.created for parcel in sent), default=0.0),
+    )
+
+
 def _executor_facts(one: ExecutorState) -> list[str]:
     engine = f" ({one.engine})" if one.engine and one.engine != one.name else ""
     if not one.workers:
@@ -133,6 +179,15 @@ def _executor_facts(one: ExecutorState) -> list[str]:
     facts = [f"{one.name}{engine}: {workers}", f"{one.running:,} running"]
     facts += [f"{one.waiting:,} waiting"] if one.waiting else []
     return [*facts, f"{one.lost:,} lost"] if one.lost else facts
+
+
+def _batch_facts(one: BatchState) -> list[str]:
+    facts = [f"{one.model} by batch: {one.waiting:,} calls wait"]
+    if not one.batches:
+        return [*facts, "not sent yet"]
+    where = f"{one.batches:,} batches" if one.batches != 1 else "1 batch"
+    minutes = f"{one.oldest / 60:,.0f} min"
+    return [*facts, f"{one.done:,} of {one.calls:,} done in {where}", f"the oldest for {minutes}"]
 
 
 def _replica_fact(one: ReplicaState) -> str:

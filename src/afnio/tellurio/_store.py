@@ -254,9 +254,9 @@ class Store:
         self._submit(_Slow(work))
 
     def _where(self) -> str:
-        """Return the executors and replicas of the run, as JSON."""
+        """Return the executors, replicas and batches of the run, as JSON."""
         changed = places().since(self._places)
-        if not (changed.executors or changed.replicas):
+        if not (changed.executors or changed.replicas or changed.batches):
             return "{}"
         return json.dumps({name: [asdict(one) for one in getattr(changed, name)] for name in _PLACES})
 
@@ -353,7 +353,7 @@ _DESCRIBE_RUN: Final = "UPDATE runs SET git_commit = ?, versions = ?, platform =
 _UPDATE_COUNTS: Final = """
 UPDATE runs SET in_flight = ?, waiting = ?, dropped = ?, places = ?, date_updated = ?
 WHERE id = ? AND status = 'RUNNING'"""
-_PLACES: Final = ("executors", "replicas")
+_PLACES: Final = ("executors", "replicas", "batches")
 # Without a step, the row gets one more than the name's largest, whichever process wrote that.
 _INSERT_LOGGED: Final = """
 INSERT INTO {table} (run_id, name, step, {columns}, time) VALUES (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from runtime.parcels.programs import PRICES
 
 import afnio
 import afnio.cognitive as cog
+import afnio.tellurio as te
 from afnio import bridge
 from afnio.cli._batches import batches_main
 from afnio.errors import ModelError
@@ -224,6 +226,57 @@ async def test_anthropics_messages(path: Path) -> None:
                             tasks.start_soon(one, word)
         assert (found.stats()["batches"]["sizes"], counts(found)) == ([3], (3, 0, 0))
     assert sorted(got) == sorted(words(3) * 2)
+
+
+async def test_displays_show_what_waits(path: Path) -> None:
+    """First the calls that are collected, then what the provider has done of their batch."""
+    shown = set()
+    async with provider(seconds=0.5) as found, anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            while True:
+                shown.add(str(afnio.runtime.places()))
+                await anyio.sleep(0.01)
+
+        tasks.start_soon(watch)
+        await by_batch(path, found.base_url, words(20))
+        tasks.cancel_scope.cancel()
+    assert "m by batch: 20 calls wait, not sent yet" in shown
+    assert "m by batch: 20 calls wait, 0 of 20 done in 1 batch, the oldest for 0 min" in shown
+    assert str(afnio.runtime.places()) == ""
+
+
+async def test_a_run_s_page_shows_what_waits(tmp_path: Path) -> None:
+    """Hours of waiting are healthy, so it says for how long the oldest batch has been there."""
+    async with (
+        provider(seconds=600.0) as found,
+        te.init("me", "emails", dir=tmp_path) as run,
+        afnio.scope() as scope,
+    ):
+        client = AsyncOpenAI(api_key=KEY, base_url=found.base_url)
+        with afnio.batch_api(linger=0.1, least=1):
+            for word in words(12):
+                asked = {"messages": [{"role": "user", "content": [afnio.Variable(word)]}], "model": "m"}
+                cog.functional.chat_completion(client, inputs=None, **asked)
+        page = tmp_path / "report.html"
+        command = [
+            sys.executable,
+            "-m",
+            "afnio.cli",
+            "report",
+            run.name,
+            "--dir",
+            str(tmp_path),
+            "-o",
+            str(page),
+        ]
+        while "<h2>Batches</h2>" not in (page.read_text() if page.exists() else ""):
+            await anyio.sleep(0.5)
+            await anyio.run_process(command)
+        scope.cancel()
+    row = re.findall(r"<h2>Batches</h2>.*?<tbody>.*?<tr>(.*?)</tr>", page.read_text(), re.DOTALL)[0]
+    cells = [re.sub(r"<.*?>", "", cell).strip() for cell in re.findall(r"<td.*?</td>", row)]
+    assert (cells[0].split(), cells[1:5]) == (["m", found.base_url], ["12", "1", "12", "0"])
 
 
 # What goes live

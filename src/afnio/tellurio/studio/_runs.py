@@ -382,6 +382,22 @@ class ReplicaRow(NamedTuple):
     spent: Spending
 
 
+class BatchRow(NamedTuple):
+    """The calls of a model that wait for a batch API.
+
+    Attributes:
+        oldest: seconds since the oldest batch was made.
+    """
+
+    model: str
+    url: str
+    waiting: int
+    batches: int
+    calls: int
+    done: int
+    oldest: float
+
+
 class ExecutorRow(NamedTuple):
     """One executor; `running` and `waiting` are None if the run has ended."""
 
@@ -393,7 +409,7 @@ class ExecutorRow(NamedTuple):
 
 
 def where(run: RunRecord, reading: RunReading) -> dict[str, Any]:
-    """Return what the run does on each replica and in each executor; nothing where all runs in one place."""
+    """Return what the run does on each replica, in each executor and by batch; nothing where all runs in one place."""
     places, live = mapping(run.places), run.is_running
     replicas = [
         ReplicaRow(
@@ -417,7 +433,10 @@ def where(run: RunRecord, reading: RunReading) -> dict[str, Any]:
         )
         for one in places.get("executors", ())
     ]
-    return {"replicas": replicas, "executors": executors}
+    batches = [
+        BatchRow(*(one[name] for name in BatchRow._fields)) for one in places.get("batches", ()) if live
+    ]
+    return {"replicas": replicas, "executors": executors, "batches": batches}
 
 
 def metric_curves(reader: StoreReader, run: str) -> list[dict[str, Any]]:
