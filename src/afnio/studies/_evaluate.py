@@ -176,7 +176,7 @@ class Evaluating(Scoring):
         if not self.rows:
             raise ValueError("rows must have at least one row (got none)")
         subject.check(self.rows[0])
-        self.budget = Budget() if budget is None else budget_of(budget)
+        self.budget = None if budget is None else budget_of(budget)
         self.draws, self.limits, self.fresh, self.folder = draws, limits, bool(fresh), folder
         self.project = name or subject.title
         self.store = store_path(NAMESPACE, self.project, folder)
@@ -210,11 +210,11 @@ class Evaluating(Scoring):
             stack.enter_context(self.bridge())
             stack.enter_context(subscribed(self._count))
             spending = stack.enter_context(Budget())
-            stack.enter_context(self.budget)
             if run.journal is not None:
-                # Another agent or metric isn't a mistake here.
-                run.journal.on_change = lambda notice: None
-                if not self.budget.has_charged(run.journal):
+                run.journal.on_change = lambda notice: None  # another agent or metric isn't a mistake here
+            if self.budget is not None:
+                stack.enter_context(self.budget)
+                if run.journal is not None and not self.budget.has_charged(run.journal):
                     ledger = await anyio.to_thread.run_sync(earlier_ledger, run.journal)
                     self.budget.charge(ledger, run.journal)
             try:
