@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import afnio.tellurio as te
 
@@ -79,6 +81,24 @@ def test_any_json_value_can_be_logged(read: Read) -> None:
     back = json.loads(text)
     assert (back["list"], back["text"]) == ([1, True, None], "é \ud800")
     assert math.isnan(back["nan"])
+
+
+def test_every_json_value_comes_back(read: Read) -> None:
+    """Also texts with any character, and infinity."""
+    logged = []
+    scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+    values = st.recursive(
+        scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10
+    )
+    with te.init("me", "emails") as run:
+
+        @given(values)
+        def log(value: Any) -> None:
+            run.log("x", value)
+            logged.append(value)
+
+        log()
+    assert [json.loads(text) for (text,) in read(FILE, "SELECT value FROM metrics ORDER BY id")] == logged
 
 
 def test_a_value_without_json_is_refused(read: Read) -> None:
