@@ -235,12 +235,11 @@ def test_apply_visits_children_first():
 
 
 def test_clear_grad_drops_the_feedback():
-    """Under both of its names."""
+    """That of every parameter."""
     agent = Agent()
-    for clear in (agent.clear_grad, agent.empty_grad):
-        agent.task.append_grad(Variable("better"))
-        clear()
-        assert agent.task.grad == []
+    agent.task.append_grad(Variable("better"))
+    agent.clear_grad()
+    assert agent.task.grad == []
 
 
 def test_the_repr_shows_the_tree_and_its_parameters():

@@ -122,11 +122,6 @@ class Node:
         return None if self.origin is None else self.origin.address
 
     @property
-    def next_functions(self) -> tuple[GradientEdge | tuple[None, int], ...]:
-        """The edges to the op's inputs, `(None, 0)` for an input that needs no gradient."""
-        return tuple((None, 0) if e is None else GradientEdge(e.node, e.output_nr) for e in self.edges)
-
-    @property
     def lanes(self) -> int:
         return 1 if self.size is None else self.size
 

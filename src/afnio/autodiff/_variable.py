@@ -478,11 +478,6 @@ class Variable:
             self._requires_grad = source._requires_grad
         return self
 
-    def is_floating_point(self) -> bool:
-        """Return True if every leaf but None is a float; waits."""
-        values = [leaf for leaf in leaves(self.data) if leaf is not None]
-        return bool(values) and all(isinstance(leaf, float) for leaf in values)
-
     def __add__(self, other: Variable) -> Variable:
         from afnio.autodiff._ops import Add
 

@@ -273,8 +273,6 @@ class Module(Members, Training):
         for parameter in self.parameters():
             parameter.clear_grad()
 
-    empty_grad = clear_grad
-
     # State
 
     def get_extra_state(self) -> Any:
