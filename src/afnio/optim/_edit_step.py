@@ -21,9 +21,8 @@ from afnio.models._backward_model import backward_by, backward_model
 from afnio.models._client import ChatModel
 from afnio.optim._blocks import Draft, Edit, blocks_of, is_editable, union, without_block
 from afnio.optim._checks import check
-from afnio.optim._edit_state import LOST_SHOWN, Entry, RacedEntries, SearchState
+from afnio.optim._edit_state import LOST_SHOWN, Entry, Guards, RacedEntries, SearchState
 from afnio.optim._edits import Mistake, Proposal, Quoting, merge_edits, propose_edits
-from afnio.optim._guards import Guards
 from afnio.optim._holdout import Evaluate, Holdout, called, raise_end, sample_scores
 from afnio.optim._optimizer import Candidate, Change, Decision, Evidence, StepInputs, for_each, side_by_side
 from afnio.optim._sizes import Rows, Sizes, rows_for

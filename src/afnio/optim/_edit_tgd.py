@@ -32,10 +32,9 @@ from afnio.models._messages import check_completion_args
 from afnio.models._trace import rehearsal, rehearsing
 from afnio.optim._blocks import Draft
 from afnio.optim._checks import WORDS
-from afnio.optim._edit_state import SearchState
+from afnio.optim._edit_state import Guards, SearchState
 from afnio.optim._edit_step import ChainSetup, ChainStep, Runner
 from afnio.optim._edits import Mistake, propose_edits
-from afnio.optim._guards import Guards
 from afnio.optim._holdout import Evaluate, Holdout
 from afnio.optim._optimizer import Change, DecideAll, Decision, Evidence, Lineage, Optimizer, StepInputs
 from afnio.optim._sizes import SampleCost, Sizes, affordable

@@ -15,7 +15,7 @@ from typing import Any, Final, final
 
 from afnio.models._client import ChatModel
 from afnio.models._prices import price_of
-from afnio.optim._guards import DRAWS
+from afnio.optim._edit_state import DRAWS
 from afnio.optim._sizes import SampleCost, Sizes
 from afnio.runtime._budget import Budget
 from afnio.runtime._spending import Amount, cost

@@ -13,8 +13,7 @@ from typing import Any, Final, final
 from afnio.cognitive._members import mode
 from afnio.errors import BudgetExceeded, JournalError, first_of, is_passing, reason
 from afnio.optim import EditTGD
-from afnio.optim._edit_state import CLEAR
-from afnio.optim._guards import DRAWS
+from afnio.optim._edit_state import CLEAR, DRAWS
 from afnio.optim._sizes import SHARE as STEP_SHARE
 from afnio.optim._sizes import WIDE, SampleCost, Sizes, affordable
 from afnio.optim._sizes import WIDE_SHARE as WIDE_STEP_SHARE
