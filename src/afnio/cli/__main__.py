@@ -47,7 +47,7 @@ COMMANDS: Final = {
         "run the README's program with a simulated model",
     ),
     "batches": Command(
-        "afnio.cli._batches:batches_main",
+        "afnio.cli._other:batches_main",
         "list, cancel or fetch the batches of a journal",
         "afnio batches list run.journal",
         "show what a program has left at its providers' batch APIs",

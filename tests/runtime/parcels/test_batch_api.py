@@ -22,7 +22,7 @@ import afnio
 import afnio.cognitive as cog
 import afnio.tellurio as te
 from afnio import bridge
-from afnio.cli._batches import batches_main
+from afnio.cli._other import batches_main
 from afnio.errors import ModelError
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime import _batch_api, _parcels
