@@ -36,6 +36,7 @@ from afnio.runtime.events import NodeInput, NodeLaunched, listening
 
 if TYPE_CHECKING:
     from afnio.runtime._loop import CallerLoop
+    from afnio.runtime._remote import Remote
 
 LaneFeedback = Sequence[Feedback | str | None]
 """One lane's feedback to its inputs: an entry for each Variable that the op was given, in order."""
@@ -142,8 +143,6 @@ class Function:
         cls.check(arguments)
         elsewhere = None
         if cls.executor is not None:
-            from afnio.autodiff._elsewhere import packed_forward
-
             elsewhere = packed_forward(cls)
         launch = Launch(cls.title(arguments))
         if cls.loop_of(arguments) == "caller":
@@ -211,8 +210,6 @@ class Function:
         ctx.home = job.launch.home
         forward = partial(call_in_node, job, partial(cls.forward, ctx, *args, **kwargs))
         if ctx.elsewhere is not None:
-            from afnio.autodiff._elsewhere import forward_elsewhere
-
             forward = partial(forward_elsewhere, job, ctx, args, kwargs)
         if any(ctx.wanted) and cls.criticised():
             return await cls.critic.watch(ctx, forward)
@@ -720,3 +717,77 @@ def _input(variable: Variable, cell: Cell, size: int | None) -> NodeInput:
     if variable.requires_grad or batch != (size is not None):
         return NodeInput(None)
     return NodeInput(None, [slot.outcome for slot in slots])
+
+
+# The forward in a worker process. A `ctx` leads to the graph and its slots, so it stays. The worker gets a
+# `WorkerContext` with the same plain attributes; what `forward` sets on it comes back with the result, for `backward`,
+# which runs here.
+
+
+@final
+class WorkerContext:
+    """The `ctx` of a forward in a worker. Its attributes are those of `Context`."""
+
+    def __init__(
+        self,
+        needs_input_grad: tuple[bool, ...],
+        input_roles: Sequence[str],
+        output_roles: Sequence[str],
+        lane: int | None,
+        address: str | None,
+    ) -> None:
+        self.needs_input_grad = needs_input_grad
+        self.input_roles = input_roles
+        self.output_roles = output_roles
+        self.lane = lane
+        self.address = address
+        self._given = frozenset(self.__dict__)
+
+    def save_for_backward(self, *values: Any) -> None:
+        """Keep values for `backward`; read them there as `ctx.saved_values`."""
+        self._saved = values
+
+    @property
+    def saved_values(self) -> tuple[Any, ...]:
+        saved: tuple[Any, ...] = self.__dict__.get("_saved", ())
+        return saved
+
+    def added(self) -> dict[str, Any]:
+        """Return what forward has set."""
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in self._given and name != "_given"
+        }
+
+
+def packed_forward(function: type[Function]) -> Remote:
+    """Pack the forward of `function` for its executor, on the line of the launch."""
+    from afnio.runtime._executors import Workers
+    from afnio.runtime._remote import Remote
+
+    assert function.executor is not None
+    run = partial(run_in_worker, function.forward)
+    return Remote(run, Workers.of(function.executor), name=function.__name__)
+
+
+def run_in_worker(forward: Callable[..., Any], context: tuple[Any, ...], args: Any, kwargs: Any) -> Any:
+    """Run one lane's forward; in the worker. Returns its result and what it has set on `ctx`."""
+    ctx = WorkerContext(*context)
+    result = forward(ctx, *args, **kwargs)
+    if not inspect.iscoroutine(result):
+        return result, ctx.added()
+
+    async def finish() -> Any:
+        return await result, ctx.added()
+
+    return finish()
+
+
+async def forward_elsewhere(job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Run one lane's forward in a worker, and take over what it has set on `ctx`."""
+    context = (ctx.needs_input_grad, tuple(ctx.input_roles), tuple(ctx.output_roles), ctx.lane, ctx.address)
+    assert ctx.elsewhere is not None
+    result, added = await call_in_node(job, ctx.elsewhere, context, args, kwargs)
+    ctx.__dict__.update(added)
+    return result
