@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +21,7 @@ from studio.visitor import Studio, started
 import afnio
 from afnio import tellurio as te
 from afnio.cli import main
+from afnio.runtime.events import CircuitClosed, CircuitOpened, LimitsLearnt
 from afnio.testing import Provider
 
 if TYPE_CHECKING:
@@ -53,7 +56,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
 
 
 def words(html: str) -> str:
-    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
 
 
 def shown(capsys: pytest.CaptureFixture[str], home: Path, *arguments: str) -> str:
@@ -177,6 +180,36 @@ def test_a_run_that_runs(tmp_path: Path) -> None:
         run.flush()
         found = words(studio.page(studio.run("live-tern")).text)
     assert "Running. 0 optimizer steps done. If it is stopped now, every reply stays in its journal" in found
+
+
+def test_what_a_live_run_waits_for(tmp_path: Path) -> None:
+    """A limit is named where it slows a run down, and a provider that doesn't answer; silence has a length."""
+    path = tmp_path / "me" / "emails.db"
+    with (
+        started(tmp_path) as studio,
+        te.init("me", "emails", name="slow-tern", dir=tmp_path, resume=False) as run,
+    ):
+
+        def pulse(waiting: int, *events: object) -> str:
+            for event in events:
+                run.observe(event)
+            run.flush()
+            with sqlite3.connect(path) as db:
+                db.execute("UPDATE runs SET waiting = ?", (waiting,))
+            page = studio.page(studio.run("slow-tern")).text
+            return words(page.partition('data-n="pulse">')[2].partition("</p>")[0])
+
+        assert re.fullmatch(r"No reply yet, after \d+\.?\d* m?s\.", pulse(0))
+        assert pulse(12).startswith("12 calls wait: for a limit that was given, for a budget, or to be tried")
+        said = pulse(12, LimitsLearnt("https://host/v1", "m", 120.0, 40_000.0))
+        limits = (
+            "https://host/v1 takes 120 requests and 40,000 tokens a minute, and 0 replies came in the last."
+        )
+        assert said.startswith(f"Limited, not stuck: {limits} 12 calls wait for their turn")
+        assert "Limited" not in pulse(0)
+        down = CircuitOpened("https://host/v1", 5, "refused")
+        assert "Calls wait for https://host/v1, which doesn't answer: refused." in pulse(0, down)
+        assert "doesn't answer" not in pulse(0, CircuitClosed("https://host/v1", 3.0))
 
 
 def test_a_model_that_is_played_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import anyio
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -346,3 +347,20 @@ def test_a_long_silence_is_broken(
     last = found[-1]
     assert last[4] is not None
     assert 2 <= int(last[3]) + int(last[4]) <= 6
+
+
+def test_what_stands_is_not_about_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While replies stay away the time that is left grows; it isn't counted down to 0:00."""
+    monkeypatch.setattr("afnio.trainer._progress._SILENCE", (0.5, 0.5))
+    asked = iter(range(10_000))
+
+    async def answer(request: Any) -> Any:
+        await anyio.sleep(2.0 if 20 <= next(asked) < 30 else 0.1)
+        return "wrong" if not request.params.get("response_format") else replies(request)
+
+    fitted(Agent(ScriptedClient(answer)), shown(tmp_path, max_epochs=1), loader(24))
+    left = re.findall(r"(\d:\d\d) left", "\n".join(lines_of(capsys)))
+    assert len(left) >= 4
+    assert "0:00" not in left

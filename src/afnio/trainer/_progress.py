@@ -36,6 +36,7 @@ from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.text import Text
 
+from afnio._figures import limits_text
 from afnio.runtime._budget import Budget, current_budgets
 from afnio.runtime._kernel import current_runtime
 from afnio.runtime._places import places
@@ -46,6 +47,7 @@ from afnio.runtime.events import (
     CallRetried,
     CircuitClosed,
     CircuitOpened,
+    LimitsLearnt,
     ReplicaLeftOut,
     ReplicaTakenBack,
     subscribed,
@@ -152,9 +154,11 @@ class Progress:
             rows = [self._row(self._states[phase]) for phase in _PHASES if phase in self._states]
             if not rows:
                 rows = [_ProgressLine(_FIRST[self._plan.stage], 0, self._plan.samples)]
-            where = places(current_runtime()).facts()
+            runtime = current_runtime()
+            wire = on_wire(runtime)
+            trouble = self._calls.trouble(wire, runtime.calls_open - wire)
             return Snapshot(
-                self._title(), rows, self._call_facts(), where, self._calls.trouble, self._seconds
+                self._title(), rows, self._call_facts(), places(runtime).facts(), trouble, self._seconds
             )
 
     # The loop's reports
@@ -207,11 +211,12 @@ class Progress:
         """Return the seconds until the first limit is reached, or None if no rate or limit is known."""
         plan, newest, ends = self._plan, self._newest, []
         if newest is not None:
-            total, since = self._total(), self._seconds - newest.seconds
-            if total is not None and self._samples.rate:
-                ends.append((total - self._done()) / self._samples.rate - since)
-            if plan.max_steps is not None and self._steps.rate:
-                ends.append((plan.max_steps - newest.step) / self._steps.rate - since)
+            total, now = self._total(), self._seconds
+            samples, steps = self._samples.at(now), self._steps.at(now)
+            if total is not None and samples:
+                ends.append((total - self._done()) / samples)
+            if plan.max_steps is not None and steps:
+                ends.append((plan.max_steps - newest.step) / steps)
         if plan.max_time is not None:
             ends.append(plan.max_time - self._seconds)
         return max(0.0, min(ends)) if ends else None
@@ -225,8 +230,8 @@ class Progress:
             facts = [plan.agent, *([f"epoch {_of(train.epoch, train.epochs)}"] if train.epoch else [])]
             facts.append(f"step {_of(train.step, plan.max_steps)}")
         facts.append(clock(self._seconds) + ("" if left is None else f", {clock(left)} left"))
-        if self._samples.rate:
-            facts.append(f"{self._samples.rate:,.1f} samples/s")
+        if rate := self._samples.at(self._seconds):
+            facts.append(f"{rate:,.1f} samples/s")
         if newest is not None and newest.best is not None and plan.monitor:
             phase, _, name = plan.monitor.partition("_")
             facts.append(f"best {phase} {name} {number(newest.best)}".replace("  ", " "))
@@ -402,6 +407,9 @@ def _wrapped(facts: Sequence[str], width: int, indent: int, first: int = 0) -> I
 # Counts
 
 
+MOST_ENDED: Final = 10_000
+NEARLY: Final = 0.9
+"""The part of a limit from which on it is what slows a run down."""
 _TROUBLE_LASTS: Final = 15.0
 """Seconds for which a failed attempt is shown."""
 _READINGS: Final = 20
@@ -425,10 +433,15 @@ class _CallCounts:
         self._failure: tuple[float, str] | None = None
         self._retry: tuple[float, str] | None = None
         self._closed: dict[str, str] = {}
+        self._limits: dict[str, LimitsLearnt] = {}
+        self._ended: deque[tuple[float, str]] = deque(maxlen=MOST_ENDED)
 
     def __call__(self, event: Any) -> None:
         match event:
+            case LimitsLearnt():
+                self._limits[event.account] = event
             case CallEnded(error=None):
+                self._ended.append((time.monotonic(), event.account))
                 self.replied += 1
                 self.tokens += event.usage.total_tokens
             case CallEnded():
@@ -451,24 +464,32 @@ class _CallCounts:
             case CircuitClosed() | ReplicaTakenBack():
                 self._closed.pop(event.account, None)
 
-    @property
-    def trouble(self) -> str | None:
-        """An account that doesn't answer, a call that failed recently, or one that is tried again, in one line."""
+    def trouble(self, flying: int, waiting: int) -> str | None:
+        """An account that doesn't answer or is at its limit, a call that failed recently or is tried again; one line.
+
+        Args:
+            flying, waiting: calls on the wire, and those that wait for their turn.
+        """
         texts = list(self._closed.values())
         since = time.monotonic() - _TROUBLE_LASTS
+        for account, limits in self._limits.items():
+            recent = sum(one == account and at > time.monotonic() - 60 for at, one in list(self._ended))
+            if waiting and (not flying or recent >= NEARLY * (limits.requests or math.inf)):
+                text = limits_text(account, limits.requests, limits.tokens)
+                texts.append(f"limited, not stuck: {text}, {recent} replies in the last")
         texts += [said[1] for said in (self._failure, self._retry) if said is not None and said[0] > since]
         return " ".join(texts[0].split()) if texts else None
 
 
 @final
 class _Rate:
-    """The rate of a count over its last readings, so that a run that slows down shows it.
+    """The rate of a count over its last readings, so that a run that slows down or stands shows it.
 
     >>> rate = _Rate()
     >>> rate.update(0.0, 0), rate.update(2.0, 10), rate.update(4.0, 30)
     (None, None, None)
-    >>> rate.rate
-    7.5
+    >>> rate.at(4.0), rate.at(30.0)
+    (7.5, 1.0)
     """
 
     def __init__(self) -> None:
@@ -477,13 +498,12 @@ class _Rate:
     def update(self, seconds: float, count: float) -> None:
         self._readings.append((seconds, count))
 
-    @property
-    def rate(self) -> float | None:
-        """Per second, or None if nothing has been done between the readings."""
+    def at(self, now: float) -> float | None:
+        """Per second up to now, or None if nothing has been done between the readings."""
         if len(self._readings) < 2:
             return None
         (first, before), (last, after) = self._readings[0], self._readings[-1]
-        return (after - before) / (last - first) if last > first and after > before else None
+        return (after - before) / (max(now, last) - first) if last > first and after > before else None
 
 
 # Numbers as people read them

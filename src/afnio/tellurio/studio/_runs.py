@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import Headline, RunRecord, Spending, StepRecord
 from afnio.tellurio._schema import evaluation_of
 from afnio.tellurio._store import stores
-from afnio.tellurio.studio._card import card_view
+from afnio.tellurio.studio._card import card_view, pulse_of
 from afnio.tellurio.studio._step import Shown, shown_diff
 from afnio.tellurio.studio._text import plain, query_number, score, thinned, word_diff
 
@@ -334,7 +335,10 @@ def figures(reader: StoreReader, run: RunRecord, tallies: Tallies) -> dict[str, 
         "step_count": steps,
         "headline": main,
         "about": [reading.last, *newest, *([json.dumps(run.places)] if run.places else [])],
-        "live": live_numbers(run, reading, curves, steps, main),
+        "live": {
+            **live_numbers(run, reading, curves, steps, main),
+            "pulse": pulse_of(reader, run, time.time()),
+        },
     }
 
 
