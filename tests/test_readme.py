@@ -66,7 +66,7 @@ def test_the_program_without_a_key(shell: Any, tmp_path: Path) -> None:
     first = lines.index(shown[0])
     assert lines[first : first + len(shown)] == shown
     assert (tmp_path / "optimize.html").exists()
-    assert (ROOT / "src" / "afnio" / "demo" / "classify.py").read_text() == PROGRAM
+    assert (ROOT / "src" / "afnio" / "demo" / "_classify.py").read_text() == PROGRAM
 
 
 @needs_data

@@ -1,4 +1,4 @@
-"""Page: the tables of docs/learning.md, made from the runs that are kept.
+"""Page: the tables of docs/learning-tables.md, made from the runs that are kept.
 
     python -m benchmarks.learning.page [NAME …]            writes the tables, or those named
     python -m benchmarks.learning.page --check [NAME …]    says which ones differ from the runs
@@ -25,7 +25,7 @@ from benchmarks.learning.report import AGAINST, against, rows_of
 from benchmarks.learning.runs import read
 from benchmarks.learning.tasks import FAULTY, HARD, LABELS
 
-PAGE: Final = Path("docs/learning.md")
+PAGE: Final = Path("docs/learning-tables.md")
 MAILS: Final = tuple(LABELS)
 NOTES: Final = ("notes-retrieve", "notes-draft", "notes-judge")
 UNNAMED: Final = ("sentiment/harm-unnamed", "urgency/harm-unnamed")

@@ -1,7 +1,7 @@
 """Report: tables of what was learnt, as Markdown, from the lines of the runs.
 
 python -m benchmarks.learning.report RESULTS.jsonl …    a table with intervals for each task and budget
-python -m benchmarks.learning.page                      methods down, tasks across, into docs/learning.md
+python -m benchmarks.learning.page                      methods down, tasks across, into docs/learning-tables.md
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import importlib
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -30,6 +31,19 @@ FENCED = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
 HEADING = re.compile(r"^#+ (.*?)$", re.MULTILINE)
 FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 NOT_IN_THE_REFERENCE = {"afnio.cli.main"}  # docs/command-line.md describes it
+SEARCHES = {
+    "rate limit": "engine/limits/",
+    "resume": "engine/journal/",
+    "cache": "engine/journal/",
+    "anthropic": "any-agent/",
+    "langgraph": "any-agent/",
+    "tool calls": "guide/tools-agents/",
+    "deploy": "guide/into-your-app/",
+    "export prompt": "guide/into-your-app/",
+    "cost": "engine/prices/",
+    "price": "engine/prices/",
+    "structured output": "guide/agents/",
+}
 WALKED = {"own-data.md", "a-day.md"}  # by tests/test_newcomer.py and test_day.py, in folders with files
 PAGES = [
     path for path in sorted(DOCS.rglob("*.md")) if FENCE.search(path.read_text()) and path.name not in WALKED
@@ -138,6 +152,7 @@ def test_links_and_navigation() -> None:
     pages = {path: FENCED.sub("", path.read_text()) for path in DOCS.rglob("*.md")}
     anchors = {
         path: {slugify(re.sub(r"[`*]", "", heading), "-") for heading in HEADING.findall(text)}
+        | set(re.findall(r"^::: ([\w.]+)", text, re.MULTILINE))
         for path, text in pages.items()
     }
     for path, text in pages.items():
@@ -167,6 +182,15 @@ def test_site(tmp_path: Path) -> None:
     assert (tmp_path / "site" / "search" / "search_index.json").exists()
     figures = (tmp_path / "site" / "benchmarks" / "index.html").read_text()
     assert "durable journal records" in figures
+    # Words that people search for are in a heading of the page that answers them, where they weigh most.
+    entries = json.loads((tmp_path / "site" / "search" / "search_index.json").read_text())["docs"]
+    for words, answered_by in SEARCHES.items():
+        titles = [entry["title"].lower() for entry in entries if entry["location"].startswith(answered_by)]
+        assert any(all(word in title for word in words.split()) for title in titles), words
+    assert "<h1" in (tmp_path / "site" / "changelog" / "index.html").read_text()
+    assert (
+        len(re.findall(r'<input class="md-nav__toggle md-toggle " type="checkbox" id="__nav_\d"', home)) == 5
+    )
     reference = (tmp_path / "site" / "reference" / "utils" / "index.html").read_text()
     assert "WeightedRandomSampler" in reference
     assert "<blockquote" not in reference  # what `>>>` is to Markdown

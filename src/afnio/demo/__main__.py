@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from afnio.studies._result import Result
 
-BUNDLED: Final = Path(__file__).parent / "classify.py"
+BUNDLED: Final = Path(__file__).parent / "_classify.py"
 LATENCY: Final = 0.2
 """Seconds that each simulated call takes, so that concurrent calls can be told from calls in a row."""
 HOST: Final = "127.0.0.1"
