@@ -418,11 +418,11 @@ def _message(message: Any) -> Any:
 
 
 def _parsed_list(value: Any) -> list[Any]:
-    found = _parsed(value)
-    return found if isinstance(found, list) else []
+    items = _parsed(value)
+    return items if isinstance(items, list) else []
 
 
 def _parsed(value: Any) -> Any:
     """Return the JSON in a text, or the value as it is."""
-    found = _loaded(value) if isinstance(value, str) and value[:1] in ("{", "[", '"') else NOT_JSON
-    return value if found is NOT_JSON else found
+    loaded = _loaded(value) if isinstance(value, str) and value[:1] in ("{", "[", '"') else NOT_JSON
+    return value if loaded is NOT_JSON else loaded

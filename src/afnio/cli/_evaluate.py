@@ -46,13 +46,13 @@ examples:
 def evaluate_main(argv: Sequence[str]) -> int:
     """Evaluate, print what was found, and return the exit code."""
     options = _parser().parse_args(argv)
-    said, found = answered(lambda: _evaluated(options))
+    said, evaluation = answered(lambda: _evaluated(options))
     if options.json:
         sys.stdout.write(json.dumps(said, allow_nan=False) + "\n")
-    elif found is None:
+    elif evaluation is None:
         sys.stderr.write(f"afnio: {said['error']}\n")
     else:
-        sys.stdout.write(_text(found, said))
+        sys.stdout.write(_text(evaluation, said))
     return int(said["exit"])
 
 
@@ -142,7 +142,7 @@ def _evaluated(options: argparse.Namespace) -> tuple[dict[str, Any], Evaluation]
     budget = None
     if options.max_cost is not None or options.max_calls is not None:
         budget = afnio.budget(max_cost=options.max_cost, max_calls=options.max_calls)
-    found = afnio.evaluate(
+    evaluation = afnio.evaluate(
         agent,
         rows_of(options, labelled=takes_expected(metric)),
         metric,
@@ -155,23 +155,23 @@ def _evaluated(options: argparse.Namespace) -> tuple[dict[str, Any], Evaluation]
         fresh=options.fresh,
     )
     if options.out is not None:
-        found.save(options.out)
-    score = found.score
+        evaluation.save(options.out)
+    score = evaluation.score
     said: dict[str, Any] = {
         "exit": 0,
-        "name": found.name,
+        "name": evaluation.name,
         "score": {"mean": score.mean, "low": score.low, "high": score.high},
-        "rows": len(found.rows),
-        "draws": found.draws,
-        "failed": len(found.failed),
-        "flaky": len(found.flaky),
-        "calls": found.calls,
-        "replayed": found.replayed,
-        "tokens": found.tokens,
-        "cost": found.cost,
-        "notes": list(found.notes),
-        "run": found.run,
-        "worst": [str(row) for row in found.worst(5)],
+        "rows": len(evaluation.rows),
+        "draws": evaluation.draws,
+        "failed": len(evaluation.failed),
+        "flaky": len(evaluation.flaky),
+        "calls": evaluation.calls,
+        "replayed": evaluation.replayed,
+        "tokens": evaluation.tokens,
+        "cost": evaluation.cost,
+        "notes": list(evaluation.notes),
+        "run": evaluation.run,
+        "worst": [str(row) for row in evaluation.worst(5)],
     }
     if options.fail_under is not None:
         said["fail_under"] = {
@@ -179,7 +179,7 @@ def _evaluated(options: argparse.Namespace) -> tuple[dict[str, Any], Evaluation]
             "within_noise": score.low is not None and score.low <= options.fail_under <= (score.high or 0.0),
         }
     if baseline is not None:
-        compared = baseline.compare(found)
+        compared = baseline.compare(evaluation)
         gain = compared.gain
         said["baseline"] = {
             "verdict": compared.verdict,
@@ -190,16 +190,16 @@ def _evaluated(options: argparse.Namespace) -> tuple[dict[str, Any], Evaluation]
             "worse": gain.is_loss,
             **dict(compared.figures()),
         }
-    if len(found.failed) > MOST_FAILED * len(found.rows):
-        said |= {"exit": FAILED, "error": f"{len(found.failed)} of {len(found.rows)} rows failed"}
+    if len(evaluation.failed) > MOST_FAILED * len(evaluation.rows):
+        said |= {"exit": FAILED, "error": f"{len(evaluation.failed)} of {len(evaluation.rows)} rows failed"}
     elif said.get("fail_under", {}).get("below") or said.get("baseline", {}).get("worse"):
         said["exit"] = WORSE
-    return said, found
+    return said, evaluation
 
 
-def _text(found: Evaluation, said: Mapping[str, Any]) -> str:
-    lines = [str(found)]
-    if worst := found.worst(5):
+def _text(evaluation: Evaluation, said: Mapping[str, Any]) -> str:
+    lines = [str(evaluation)]
+    if worst := evaluation.worst(5):
         lines += ["", str(worst)]
     if under := said.get("fail_under"):
         noise = ", but its interval contains the threshold" if under["within_noise"] else ""

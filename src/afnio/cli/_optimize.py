@@ -75,13 +75,13 @@ def optimize_main(argv: Sequence[str]) -> int:
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the result as a page")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
-    said, found = answered(lambda: _optimized(options))
+    said, result = answered(lambda: _optimized(options))
     if options.json:
         sys.stdout.write(json.dumps(said, allow_nan=False) + "\n")
-    elif found is None:
+    elif result is None:
         sys.stderr.write(f"afnio: {said['error']}\n")
     else:
-        sys.stdout.write(f"{found}\n")
+        sys.stdout.write(f"{result}\n")
         if options.check:
             say_next(
                 {"the same without --check": "to start"}
@@ -100,7 +100,7 @@ def _optimized(options: argparse.Namespace) -> tuple[dict[str, Any], Check | Res
     from afnio.studies._scoring import takes_expected
 
     metric: Callable[..., Any] = exact if options.metric == "exact" else loaded(options.metric, "--metric")
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "agent": loaded(options.agent, "AGENT"),
         "rows": rows_of(options, labelled=takes_expected(metric)),
         "metric": metric,
@@ -114,9 +114,9 @@ def _optimized(options: argparse.Namespace) -> tuple[dict[str, Any], Check | Res
         "dir": options.dir,
     }
     if options.check:
-        check = afnio.check(**given)
+        check = afnio.check(**arguments)
         return {"exit": 0 if check.ok else UNUSABLE, **check.to_json()}, check
-    result = afnio.optimize(**given)
+    result = afnio.optimize(**arguments)
     if options.out is not None:
         result.save(options.out)
     if options.report is not None:

@@ -25,9 +25,9 @@ class Parser(argparse.ArgumentParser):
         return found, rest
 
     def error(self, message: str) -> NoReturn:
-        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            choices = found[2].replace("'", "").split(", ")
-            if meant := meant_by(found[1], choices):
+        if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            choices = match[2].replace("'", "").split(", ")
+            if meant := meant_by(match[1], choices):
                 message = f"{message}; did you mean {meant}?"
         super().error(message)
 

@@ -128,10 +128,10 @@ def _list(runs: Runs, options: argparse.Namespace) -> int:
         and options.status in (None, one.run.status)
     ]
     wanted.sort(key=lambda one: -one.run.date_created)
-    found = [summary(one) for one in wanted]
-    _print(_json(found) if options.json else list_text(found, runs.home))
-    if found and not options.json:
-        name = found[0]["name"]
+    summaries = [summary(one) for one in wanted]
+    _print(_json(summaries) if options.json else list_text(summaries, runs.home))
+    if summaries and not options.json:
+        name = summaries[0]["name"]
         say_next(
             {
                 f"afnio runs show {name}": "its result, calls and prompts",
@@ -142,17 +142,17 @@ def _list(runs: Runs, options: argparse.Namespace) -> int:
 
 
 def _show(runs: Runs, options: argparse.Namespace) -> int:
-    found = details(runs.choose(options.run))
-    _print(_json(found) if options.json else show_text(found))
+    facts = details(runs.choose(options.run))
+    _print(_json(facts) if options.json else show_text(facts))
     if not options.json:
-        name = found["name"]
+        name = facts["name"]
         say_next({f"afnio report {name}": "the run as a page", f"afnio prompts export {name}": "its prompts"})
     return 0
 
 
 def _compare(runs: Runs, options: argparse.Namespace) -> int:
-    found = compared(runs.choose(options.first), runs.choose(options.second))
-    _print(_json(found) if options.json else compare_text(found))
+    comparison = compared(runs.choose(options.first), runs.choose(options.second))
+    _print(_json(comparison) if options.json else compare_text(comparison))
     if not options.json:
         say_next({"afnio studio": "the samples that differ, in a browser"})
     return 0

@@ -46,14 +46,14 @@ def blocks_of(text: str) -> list[TextBlock]:
     >>> "".join(block.text + block.gap for block in blocks_of(" a.  b.\n\nc\n"))
     ' a.  b.\n\nc\n'
     """
-    found: list[TextBlock] = []
+    blocks: list[TextBlock] = []
     at = 0
     for match in _WHOLE.finditer(text):
-        found += _prose(text[at : match.start()])
-        found.append(TextBlock(match.group(), ""))
+        blocks += _prose(text[at : match.start()])
+        blocks.append(TextBlock(match.group(), ""))
         at = match.end()
-    found += _prose(text[at:])
-    return _without_blank(found)
+    blocks += _prose(text[at:])
+    return _without_blank(blocks)
 
 
 def _prose(text: str) -> Iterator[TextBlock]:
@@ -151,8 +151,8 @@ class Draft:
 
     @classmethod
     def of(cls, text: str) -> Draft:
-        found = [_Piece(b.text, b.gap, n, n) for n, b in enumerate(blocks_of(text), start=1)]
-        return cls(text, tuple(found))
+        pieces = [_Piece(b.text, b.gap, n, n) for n, b in enumerate(blocks_of(text), start=1)]
+        return cls(text, tuple(pieces))
 
     @property
     def text(self) -> str:
@@ -218,8 +218,8 @@ class Draft:
 
 
 def _added(edit: Edit, anchor: int, gap: str) -> list[_Piece]:
-    found = blocks_of(edit.text)
-    pieces = [_Piece(b.text.strip(), b.gap, None, anchor, edit.samples) for b in found]
+    added = blocks_of(edit.text)
+    pieces = [_Piece(b.text.strip(), b.gap, None, anchor, edit.samples) for b in added]
     if pieces:
         pieces[-1] = replace(pieces[-1], gap=gap)
     return pieces
@@ -267,9 +267,9 @@ def union(drafts: Sequence[Draft]) -> Union:
     by: dict[tuple[str, int, str], set[int]] = {}
     for number, draft in enumerate(drafts):
         for edit in draft.edits:
-            known = merged.get(edit.key)
+            same = merged.get(edit.key)
             merged[edit.key] = (
-                edit if known is None else replace(known, samples=_joined(known.samples, edit.samples))
+                edit if same is None else replace(same, samples=_joined(same.samples, edit.samples))
             )
             by.setdefault(edit.key, set()).add(number)
     places: dict[tuple[int, bool], list[Edit]] = {}

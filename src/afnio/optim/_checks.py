@@ -160,18 +160,18 @@ def leaks(
 
 def _copied(mine: _Runs, examples: Sequence[Mapping[str, Any]], words: int) -> Run | None:
     """Return a run of words that `mine` copies from a training sample, if any."""
-    found: dict[Run, set[tuple[Any, str]]] = {}
+    copies: dict[Run, set[tuple[Any, str]]] = {}
     for number, example in enumerate(examples):
         # Identify a sample by its texts too: feedback from several batches has several samples 0.
         sample = (example.get("sample", number), str(example.get("inputs")))
         for text in _texts(example):
             for run in mine.shared_with(text):
-                found.setdefault(run, set()).add(sample)
+                copies.setdefault(run, set()).add(sample)
             whole = _words_of(text)
             if SHORT <= len(whole) < words and mine.holds(whole):
-                found.setdefault(whole, set()).add(sample)
+                copies.setdefault(whole, set()).add(sample)
     # Runs that many samples share are the task's own words.
-    return next((run for run, samples in found.items() if len(samples) < SHARED), None)
+    return next((run for run, samples in copies.items() if len(samples) < SHARED), None)
 
 
 def labels(examples: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -232,15 +232,15 @@ async def refusals(value: str, validators: Sequence[Any]) -> list[str]:
     A `def` runs in a worker thread, an `async def` on the runtime's loop. A validator that raises anything but
     ValueError is broken, and its error fails the step.
     """
-    found = [await _refusal(value, validator) for validator in validators]
-    return [reason for reason in found if reason is not None]
+    answers = [await _refusal(value, validator) for validator in validators]
+    return [reason for reason in answers if reason is not None]
 
 
 async def _refusal(value: str, validator: Any) -> str | None:
     if isinstance(validator, re.Pattern):
         # Search in a thread: a pattern that backtracks would stall the loop.
-        found = await call_in_node(current_job(), validator.search, value)
-        return None if found else f"it must match the pattern {validator.pattern!r}"
+        match = await call_in_node(current_job(), validator.search, value)
+        return None if match else f"it must match the pattern {validator.pattern!r}"
     if isinstance(validator, Mapping):
         reason: str | None = await call_in_node(current_job(), _against_schema, value, validator)
         return reason
@@ -274,8 +274,8 @@ def _against_schema(value: str, schema: Mapping[str, Any]) -> str | None:
     except ValueError as error:
         return f"it must be JSON ({error})"
     problem = jsonschema.validators.validator_for(schema)(schema)
-    found = next(iter(problem.iter_errors(parsed)), None)
-    return None if found is None else f"it must fit its JSON schema ({found.message:.200})"
+    misfit = next(iter(problem.iter_errors(parsed)), None)
+    return None if misfit is None else f"it must fit its JSON schema ({misfit.message:.200})"
 
 
 def _against_model(value: str, model: type[BaseModel]) -> str | None:

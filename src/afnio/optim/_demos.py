@@ -135,13 +135,13 @@ class Demos(Optimizer):
     def _gathered(self) -> dict[int, Gathered]:
         """Return the observed runs, and feedback if its targets are wanted. Reading them fills the pools."""
         runs, self._runs = self._runs, []
-        found: dict[int, Gathered] = {}
+        gathered: dict[int, Gathered] = {}
         for position, (parameter, options) in enumerate(self._members()):
             segments = parameter.pending_gradients[:] if options["labeled"] else []
             if parameter.requires_grad and (runs or segments):
                 waits = [*(slot for run in runs for slot in run.slots()), *(s.slot for s in segments)]
-                found[position] = Gathered(waits, partial(self._learn, parameter, runs, segments, options))
-        return found
+                gathered[position] = Gathered(waits, partial(self._learn, parameter, runs, segments, options))
+        return gathered
 
     async def _improve(self, position: int, value: Any, gathered: Gathered) -> Change:
         parameter, options = self._members()[position]
@@ -150,8 +150,8 @@ class Demos(Optimizer):
     async def _decide(
         self, values: tuple[Any, ...], gathered: Mapping[int, Gathered], decide_all: DecideAll
     ) -> Decision:
-        found = await for_each(gathered, lambda at: self._improve(at, values[at], gathered[at]))
-        return accepted(values, *found)
+        pools = await for_each(gathered, lambda at: self._improve(at, values[at], gathered[at]))
+        return accepted(values, *pools)
 
     def _learn(
         self,
@@ -162,13 +162,13 @@ class Demos(Optimizer):
     ) -> list[Variable]:
         """Add examples to the parameter's pool, each input once, with its best score. Return the feedback."""
         gradients = parameter.gradients_of(segments)
-        found = [example for run in runs for example in run.examples(options["threshold"])]
-        found += [e for gradient in gradients for e in _labeled(gradient.provenance, options["threshold"])]
+        examples = [example for run in runs for example in run.examples(options["threshold"])]
+        examples += [e for gradient in gradients for e in _labeled(gradient.provenance, options["threshold"])]
         state = self.state[parameter]
         pool: dict[str, dict[str, Any]] = {repr(e["inputs"]): e for e in state.get("pool", [])}
-        for example in found:
-            known = pool.get(repr(example["inputs"]))
-            if known is None or example["score"] > known["score"]:
+        for example in examples:
+            before = pool.get(repr(example["inputs"]))
+            if before is None or example["score"] > before["score"]:
                 pool[repr(example["inputs"])] = example
         # Sorting is stable, so of equals the first stay.
         best = sorted(pool.values(), key=lambda example: -example["score"])[:POOL]
@@ -213,15 +213,15 @@ class _Run(NamedTuple):
     def examples(self, threshold: float) -> list[dict[str, Any]]:
         """Return the samples that scored at least `threshold`. All slots must be done."""
         size = max(len(slots) for slots, _ in (*self.inputs.values(), self.prediction, self.score))
-        found: list[dict[str, Any]] = []
+        taken: list[dict[str, Any]] = []
         for lane in range(size):
             values = {name: _at(cell, lane) for name, cell in self.inputs.items()}
             output, score = _at(self.prediction, lane), _at(self.score, lane)
             if any(value is None for value in (*values.values(), output, score)) or score < threshold:
                 continue
             texts = {name: str(value) for name, value in values.items()}
-            found.append({"inputs": texts, "output": str(output), "score": float(score)})
-        return found
+            taken.append({"inputs": texts, "output": str(output), "score": float(score)})
+        return taken
 
 
 def _slots(value: Any) -> tuple[list[Slot], bool]:

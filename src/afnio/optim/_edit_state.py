@@ -150,8 +150,8 @@ class SearchState:
 
     def lineage(self, position: int, text: str) -> list[Lineage]:
         """Return the record of each block of a parameter's text, in order."""
-        known = self.records[position] if position < len(self.records) else {}
-        return [known.get(block.text, _NEW).lineage(block.text) for block in blocks_of(text)]
+        records = self.records[position] if position < len(self.records) else {}
+        return [records.get(block.text, _NEW).lineage(block.text) for block in blocks_of(text)]
 
     def forget(self) -> None:
         """Bound the records: keep those of the values' blocks, and the newest of the others."""
@@ -174,11 +174,11 @@ class SearchState:
             for edit in edits:
                 replaced = before[edit.block - 1] if edit.op == "replace" else None
                 for block in blocks_of(edit.text):
-                    known = records.get(block.text)
-                    if known is None:
+                    record = records.get(block.text)
+                    if record is None:
                         records[block.text] = BlockScore(number, edit.samples, replaced)
-                    elif known.step == number:
-                        known.samples = tuple(dict.fromkeys((*known.samples, *edit.samples)))
+                    elif record.step == number:
+                        record.samples = tuple(dict.fromkeys((*record.samples, *edit.samples)))
 
     def record_race(self, result: RacedEntries) -> None:
         """Note how candidates with each block did against those without it."""
@@ -216,7 +216,7 @@ class SearchState:
             return
         for position, text in enumerate(values):
             blocks = [b.text for b in blocks_of(text)]
-            found: dict[tuple[str, str], list[tuple[bool, float, float]]] = {}
+            losses: dict[tuple[str, str], list[tuple[bool, float, float]]] = {}
             for entry in result.entries:
                 if not entry.scores or not entry.edits:
                     continue
@@ -233,9 +233,9 @@ class SearchState:
                 score, against = mine / len(pairs), theirs / len(pairs)
                 for edit in entry.edits[position]:
                     what = blocks[edit.block - 1] if edit.op == "delete" else edit.text
-                    found.setdefault((edit.op, what), []).append((clear, score, against))
+                    losses.setdefault((edit.op, what), []).append((clear, score, against))
             memory = self.lost[position]
-            for (op, what), trials in found.items():
+            for (op, what), trials in losses.items():
                 if all(clear for clear, _, _ in trials):
                     _, score, against = max(trials)
                     lost = LostEdit(op, what, score, against)
@@ -305,9 +305,9 @@ class SearchState:
             [
                 {
                     text: BlockScore(**{**entry, "samples": tuple(entry["samples"])})
-                    for text, entry in known.items()
+                    for text, entry in records.items()
                 }
-                for known in state["records"]
+                for records in state["records"]
             ],
             [dict(tested) for tested in state["tested"]],
             [[LostEdit(**edit) for edit in edits] for edits in state["lost"]],
@@ -327,8 +327,8 @@ _MISTAKE: Final = ("unit", "text", "trail", "quoted")
 
 def _fields(record: Any, names: Sequence[str]) -> dict[str, Any]:
     """Return fields as JSON can hold them: tuples become lists."""
-    found = {name: getattr(record, name) for name in names}
-    return {name: list(value) if isinstance(value, list | tuple) else value for name, value in found.items()}
+    values = {name: getattr(record, name) for name in names}
+    return {name: list(value) if isinstance(value, list | tuple) else value for name, value in values.items()}
 
 
 # Candidates.

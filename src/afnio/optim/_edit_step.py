@@ -240,13 +240,13 @@ class ChainStep:
                 raise error
 
     async def _edited(
-        self, drafts: Sequence[Draft], found: Sequence[Sequence[Mistake]], position: int
+        self, drafts: Sequence[Draft], mistakes: Sequence[Sequence[Mistake]], position: int
     ) -> Proposal:
         state, draft = self._state, drafts[position]
         return await propose_edits(
             self._inputs.parameters[position],
             draft,
-            found[position],
+            mistakes[position],
             self._inputs.options[position],
             limit=self._limit(position),
             lost=state.lost[position][-LOST_SHOWN:],
@@ -267,9 +267,9 @@ class ChainStep:
                 entries.append(shorter)
         seen: dict[tuple[str, ...], str] = {}
         for entry in entries:
-            known = seen.setdefault(entry.values, entry.name)
-            if known != entry.name:
-                entry.note = "changed nothing" if known == "incumbent" else f"equals {known}"
+            first = seen.setdefault(entry.values, entry.name)
+            if first != entry.name:
+                entry.note = "changed nothing" if first == "incumbent" else f"equals {first}"
                 if entry.error is not None:
                     entry.note = f"failed: {entry.error}"
         return entries
@@ -286,12 +286,12 @@ class ChainStep:
         ]
 
         async def merge(position: int) -> Proposal:
-            found = union([self._drafts[number][position] for number in changed])
+            edits = union([self._drafts[number][position] for number in changed])
             text = self._values[position]
             return await merge_edits(
                 self._inputs.parameters[position],
                 text,
-                found,
+                edits,
                 self._inputs.options[position],
                 limit=self._limit(position),
             )
@@ -656,10 +656,10 @@ class Runner:
     def _critic(self) -> AbstractContextManager[Any]:
         if not self._direct:
             return nullcontext()
-        known = backward_model()
+        model = backward_model()
         group = next(
             o for p, o in zip(self._inputs.parameters, self._inputs.options, strict=True) if p.requires_grad
         )
-        client = known.client if known is not None else group["model_client"]
-        arguments = known.completion_args if known is not None else group["completion_args"]
+        client = model.client if model is not None else group["model_client"]
+        arguments = model.completion_args if model is not None else group["completion_args"]
         return backward_by(Quoting(client, arguments))

@@ -93,8 +93,8 @@ def _shown(
         text = mistake.text
         if mistake.quoted:
             if text.startswith("<conversation>"):  # in a trace each call has a format
-                found = _FORMAT.search(text)
-                form = form or (found[1] if found else "")
+                match = _FORMAT.search(text)
+                form = form or (match[1] if match else "")
                 text = _FORMAT.sub("", text)
             text = text.replace(f"{system}\n", "")
             if len(value) > _SHORT:
@@ -311,10 +311,10 @@ class _Editor:
         """Return the draft with those edits that can be made together, and the reasons against the others."""
         blocks = self.draft.blocks
         kept, dropped = consistent(edits, blocks)
-        known = {past.key for past in lost}
+        earlier = {past.key for past in lost}
         for edit in list(kept):
             what = blocks[edit.block - 1] if edit.op == "delete" else edit.text
-            if (edit.op, " ".join(what.split())) in known:
+            if (edit.op, " ".join(what.split())) in earlier:
                 kept.remove(edit)
                 dropped.append(f"{edit.op} at block {edit.block} was tried and lost before")
         draft, kept, left = fitted(self.draft, kept, self.limit)
@@ -410,11 +410,11 @@ def _room(editor: _Editor, found: Union, limit: int | None) -> list[str]:
     return [*others, f"Use at most {max(limit - len(rest) + held - len(found.contested), 0)} characters."]
 
 
-def _only_there(edits: Sequence[Edit], found: Union) -> list[Edit]:
+def _only_there(edits: Sequence[Edit], whole: Union) -> list[Edit]:
     """Return the edits of contested places, each with the samples of those of the place's edits that went into it."""
     kept: list[Edit] = []
     for edit in edits:
-        rivals = found.contested.get(edit.block, ())
+        rivals = whole.contested.get(edit.block, ())
         if not rivals:
             continue
         shares = [_share(rival.text, edit.text) for rival in rivals]

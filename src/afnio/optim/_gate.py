@@ -269,18 +269,18 @@ class Gate:
         """
         if self._noted is None:
             raise RuntimeError("a gate must know the start; call gate.start(parameters) before the training")
-        found: list[GateVerdict] = []
+        verdicts: list[GateVerdict] = []
         places = range(len(self._parameters))
-        lane = StepLane("all", places, places, [self._noted], lambda values: self._decide(values, found))
+        lane = StepLane("all", places, places, [self._noted], lambda values: self._decide(values, verdicts))
         end = launch_step(Launch("Gate.judge"), "Gate", self._parameters, [lane])
-        return Pending(end, lambda _: found[0]).wait_if_allowed()
+        return Pending(end, lambda _: verdicts[0]).wait_if_allowed()
 
-    async def _decide(self, values: tuple[Any, ...], found: list[GateVerdict]) -> Decision:
+    async def _decide(self, values: tuple[Any, ...], verdicts: list[GateVerdict]) -> Decision:
         assert self._start is not None
         start = tuple(self._start)
         if values == start:
-            found.append(GateVerdict(True, 1.0, self._level, None, None))
-            self._verdicts.append(found[0])
+            verdicts.append(GateVerdict(True, 1.0, self._level, None, None))
+            self._verdicts.append(verdicts[0])
             return Decision(values)
         size = await self._affordable(values)
         units, level, again = self._drawn(size)
@@ -311,7 +311,7 @@ class Gate:
         self._used = sorted({*self._used, *units})
         self._reused += again
         self._verdicts.append(verdict)
-        found.append(verdict)
+        verdicts.append(verdict)
         if not verdict.passed:
             logging.getLogger("afnio").warning("the gate restored the start: %s", verdict)
         return decision_of([one.role for one in self._parameters], start, values, verdict, scores)
@@ -365,14 +365,14 @@ class Gate:
         if rehearsal.get() is not None:
             return 1
         bound = dict(zip(self._parameters, values, strict=True))
-        with rehearsing() as found:
+        with rehearsing() as rehearsed:
             try:
                 async with scope(name="rehearsal"):
                     with bind(bound), enable_grad(), tolerate(1e-6):
                         await sample_scores(await called(self._evaluate, self._data.batch([0])))
             except Exception:  # made-up replies may be of no use to the agent
                 logging.getLogger("afnio").debug("a row could not be rehearsed", exc_info=True)
-        return max(1, len(found.calls))
+        return max(1, len(rehearsed.calls))
 
     # In a Trainer
 

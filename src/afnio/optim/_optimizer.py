@@ -90,12 +90,12 @@ class Optimizer(ABC):
         self.state: defaultdict[Variable, dict[str, Any]] = defaultdict(dict)
         self.param_groups: list[dict[str, Any]] = []
         self._last: Slot | None = None
-        given = list(params)
-        if not given:
+        entries = list(params)
+        if not entries:
             raise ValueError(
                 "params must have at least one parameter (got none); check that the agent has parameters"
             )
-        groups: list[Any] = given if isinstance(given[0], dict) else [{"params": given}]
+        groups: list[Any] = entries if isinstance(entries[0], dict) else [{"params": entries}]
         for group in groups:
             self.add_param_group(group)
 
@@ -133,7 +133,7 @@ class Optimizer(ABC):
             known_options = ", ".join(self.defaults)
             raise ValueError(f"a group's options must be among {known_options} (got {unknown[0]!r})")
         params = [group["params"]] if isinstance(group["params"], Variable) else list(group["params"])
-        known = {id(p) for existing in self.param_groups for p in existing["params"]}
+        present = {id(p) for existing in self.param_groups for p in existing["params"]}
         for parameter in params:
             if not isinstance(parameter, Variable):
                 raise TypeError(f"params must be Parameters (got {parameter!r})")
@@ -141,9 +141,9 @@ class Optimizer(ABC):
                 raise ValueError(f"a parameter must be a leaf (got {parameter!r}, the output of an op)")
             if parameter.batch:
                 raise ValueError(f"a parameter must be one text, not a batch (got {parameter!r})")
-            if id(parameter) in known:
+            if id(parameter) in present:
                 raise ValueError(f"a parameter must be in one group only (got {parameter!r} twice)")
-            known.add(id(parameter))
+            present.add(id(parameter))
         self.param_groups.append({**self.defaults, **group, "params": params})
 
     def clear_grad(self) -> None:
@@ -195,8 +195,8 @@ class Optimizer(ABC):
     def _lanes(self, gathered: Mapping[int, Gathered]) -> list[StepLane]:
         """Return one lane for each parameter with feedback, so that none waits for another."""
         return [
-            StepLane(f"parameter {number}", [position], [position], found.waits, self._alone(position, found))
-            for number, (position, found) in enumerate(gathered.items())
+            StepLane(f"parameter {number}", [position], [position], entry.waits, self._alone(position, entry))
+            for number, (position, entry) in enumerate(gathered.items())
         ]
 
     def _alone(self, position: int, gathered: Gathered) -> Decide:
@@ -262,10 +262,10 @@ class Optimizer(ABC):
     ) -> Decision:
         """Reduce the feedback, decide, and keep what later steps need."""
         members = self._members()
-        found = {at: gradients for at, entry in gathered.items() if (gradients := entry.read())}
+        read = {at: gradients for at, entry in gathered.items() if (gradients := entry.read())}
         parameters, options = tuple(p for p, _ in members), tuple(group for _, group in members)
         feedback, failed = await for_each(
-            found, lambda at: self.reduce(parameters[at], values[at], found[at], options[at])
+            read, lambda at: self.reduce(parameters[at], values[at], read[at], options[at])
         )
         errors = tuple(failed.values())
         if not feedback and (errors or self.needs_feedback):
@@ -602,9 +602,9 @@ def launch_step(launch: Launch, name: str, parameters: Sequence[Variable], lanes
         )
         values.update(outputs)
         ends.append(end)
-    known = [(p.role, values.get(at, p.own_slots[0])) for at, p in enumerate(parameters)]
+    before = [(p.role, values.get(at, p.own_slots[0])) for at, p in enumerate(parameters)]
     done = Slot(launch)
-    finish = partial(_finish, name, known, ends)
+    finish = partial(_finish, name, before, ends)
     launch.add(finish, ends, [done], part="end", gather=True, recover=finish)
     launch.holders = [weakref.ref(parameters[position]) for position in values]
     # Nothing below may raise: a parameter must not wait for a step that never starts.
@@ -632,7 +632,7 @@ def _keeping(previous: Sequence[Slot]) -> Recover:
 
 
 def _finish(
-    name: str, known: Sequence[tuple[str, Slot]], ends: Sequence[Slot], job: Job, _: object
+    name: str, before: Sequence[tuple[str, Slot]], ends: Sequence[Slot], job: Job, _: object
 ) -> Outcomes:
     """End a step, after its last lane; also one that was cancelled."""
     changes: list[Change] = []
@@ -647,7 +647,7 @@ def _finish(
             errors.append(end.outcome.error)
     values = tuple(
         (role, slot.outcome)
-        for role, slot in known
+        for role, slot in before
         if slot.outcome is not PENDING and not isinstance(slot.outcome, Failure)
     )
     errors = distinct(errors)

@@ -137,10 +137,10 @@ class RowStream:
         taken: dict[int, None] = {}
         barred = set(avoid)
         while len(taken) < number:
-            found = next((row for row in self.waiting if row not in barred and row not in taken), None)
-            if found is not None:
-                self.waiting.remove(found)
-                taken[found] = None
+            free = next((row for row in self.waiting if row not in barred and row not in taken), None)
+            if free is not None:
+                self.waiting.remove(free)
+                taken[free] = None
             elif len(barred | set(taken)) >= self.count:
                 break
             else:

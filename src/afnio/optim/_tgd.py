@@ -497,6 +497,8 @@ def tgd(
     )
     for parameter, buffer in zip(params, momentum_buffer_list, strict=True):
         optimizer.state[parameter]["momentum_buffer"] = buffer
-    given = {at: Gathered((), partial(list, gradients)) for at, gradients in enumerate(grads) if gradients}
-    end = launch_step(Launch("tgd"), "tgd", params, optimizer._lanes(given))
+    by_position = {
+        at: Gathered((), partial(list, gradients)) for at, gradients in enumerate(grads) if gradients
+    }
+    end = launch_step(Launch("tgd"), "tgd", params, optimizer._lanes(by_position))
     return Pending(end, list).wait_if_allowed()

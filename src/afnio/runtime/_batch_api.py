@@ -355,11 +355,11 @@ async def write_results(path: Path, api: BatchApi, status: ParcelStatus) -> None
 
 def scan(path: Path, start: int, api: BatchApi) -> tuple[list[tuple[str, LineOutcome, tuple[int, int]]], int]:
     """Return some lines of the results from `start` on, and where the next ones begin."""
-    found: list[tuple[str, LineOutcome, tuple[int, int]]] = []
+    outcomes: list[tuple[str, LineOutcome, tuple[int, int]]] = []
     size = 0
     with path.open("rb") as file:
         file.seek(start)
-        while len(found) < AT_ONCE and size < 16 << 20:
+        while len(outcomes) < AT_ONCE and size < 16 << 20:
             line = file.readline(MOST_LINE)
             if not line:
                 break
@@ -371,10 +371,10 @@ def scan(path: Path, start: int, api: BatchApi) -> tuple[list[tuple[str, LineOut
             size += place[1]
             with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 if whole:
-                    found.append((*api.outcome(line), place))
+                    outcomes.append((*api.outcome(line), place))
                     continue
-            found.append(("", LineOutcome("lost"), place))
-    return found, start
+            outcomes.append(("", LineOutcome("lost"), place))
+    return outcomes, start
 
 
 def lines_at(path: Path, places: list[tuple[int, int] | None]) -> list[bytes | None]:
@@ -410,11 +410,11 @@ def recorded_lines(journal: Path, ids: list[str]) -> set[str]:
     """Return the lines whose replies an earlier program has recorded."""
     from afnio.runtime._journal_file import recorded_calls
 
-    found = set()
+    recorded = set()
     wanted = set(ids)
     for key, calls in recorded_calls(journal, (ident[:KEY] for ident in ids)).items():
         for scope, address in calls:
             while address:  # a line that equal lanes share has the address of their launch
-                found.add(line_id(key, scope, address))
+                recorded.add(line_id(key, scope, address))
                 address = address.rpartition("/")[0]
-    return found & wanted
+    return recorded & wanted

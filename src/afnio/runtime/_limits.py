@@ -133,16 +133,16 @@ def give_replicas(group: Account, members: tuple[Account, ...], owner: object) -
     Raises:
         ValueError: if another client has other members for the group.
     """
-    known = _groups.get(group)
-    if known is None or (known.members != members and not known.owners):
-        known = _groups[group] = _Group(members, weakref.WeakSet())
-    if known.members != members:
-        urls, others = ([account.url for account in accounts] for accounts in (members, known.members))
+    entry = _groups.get(group)
+    if entry is None or (entry.members != members and not entry.owners):
+        entry = _groups[group] = _Group(members, weakref.WeakSet())
+    if entry.members != members:
+        urls, others = ([account.url for account in accounts] for accounts in (members, entry.members))
         raise ValueError(
             f"replicas must have a name of their own (got {group.url} for {urls}, and before for {others}); pass "
             "name=…"
         )
-    known.owners.add(owner)
+    entry.owners.add(owner)
 
 
 def replicas_of(account: Account) -> tuple[Account, ...]:

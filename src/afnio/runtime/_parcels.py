@@ -575,12 +575,12 @@ class Parcel:
         """Return the provider's name for it, or "" if its list doesn't show it."""
         taken = {parcel.remote for parcel in self.group.parcels if parcel.remote} | self._rejected
         try:
-            found = await self.group.api.find(self._name, self.created, len(self.ids), taken)
+            batch = await self.group.api.find(self._name, self.created, len(self.ids), taken)
         except RateLimitedError as error:  # no refusal of the parcel
             raise TransientModelError(str(error)) from None
-        if found and not self.group.api.marks:
+        if batch and not self.group.api.marks:
             self._guessed = True
-        return found or ""
+        return batch or ""
 
     async def _pass_on(self, outcome: LineOutcome) -> None:
         for rider in await self._end_unserved():

@@ -226,11 +226,11 @@ class Evaluating(Scoring):
                 raise
             paid = spending.ledger.total.cost
             minutes = (time.monotonic() - started) / 60
-            found = await anyio.to_thread.run_sync(self._evaluation, run, paid, minutes)
-            run.log("score", found.score.mean)
-            run.record(CARD, found.card.to_json())
+            evaluation = await anyio.to_thread.run_sync(self._evaluation, run, paid, minutes)
+            run.log("score", evaluation.score.mean)
+            run.record(CARD, evaluation.card.to_json())
             await anyio.to_thread.run_sync(run.flush)
-        return found
+        return evaluation
 
     def _begin(self) -> Run:
         about = {
@@ -338,7 +338,7 @@ class Evaluating(Scoring):
             tokens = sum(usage.total_tokens for usage in use.usage.values())
             return Draw(*self._done[place], use.calls, tokens, dollars, use.seconds)
 
-        found = [
+        evaluated = [
             EvaluatedRow(
                 row.number, row.key, row.inputs, row.expected,
                 tuple(draw((number, again)) for again in range(self.draws)),
@@ -350,7 +350,7 @@ class Evaluating(Scoring):
         trained = trained_on(home, self.subject.texts)
         return Evaluation(
             name=self.project,
-            rows=found,
+            rows=evaluated,
             metric=getattr(self.metric, "__name__", type(self.metric).__name__),
             perfect=self.perfect,
             prompts=dict(self.subject.texts),
@@ -360,7 +360,7 @@ class Evaluating(Scoring):
             minutes=minutes,
             run=f"{run.namespace}/{run.project}/{run.name}",
             home=str(home),
-            notes=self._notes(found),
+            notes=self._notes(evaluated),
             trained=sorted(trained.intersection(row.key for row in self.rows)),
         )
 

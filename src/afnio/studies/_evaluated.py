@@ -119,8 +119,8 @@ class Changes(list[ChangedRow]):
 
 
 def _mean(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
+    numbers = [value for value in values if value is not None]
+    return fmean(numbers) if numbers else None
 
 
 def short(text: str | None) -> str:

@@ -184,7 +184,7 @@ class Evaluation:
                 wrong = math.comb(len(scores) - right, k)
                 chances.setdefault(row.key, []).append((1 - wrong / ways, math.comb(right, k) / ways))
                 answers += len(scores)
-        columns = [[fmean(part) for part in zip(*found, strict=True)] for found in chances.values()]
+        columns = [[fmean(part) for part in zip(*draws, strict=True)] for draws in chances.values()]
         one, every = ([column[place] for column in columns] for place in (0, 1))
         return Passes(*(score_of(part, graded=False, answers=answers) for part in (one, every)))
 
@@ -428,8 +428,8 @@ class Comparison:
         """
         if measure not in MEASURES:
             raise ValueError(f'measure must be "tokens", "cost", "seconds" or "calls" (got {measure!r})')
-        found = ratio_interval(*_by_input(self.changes, lambda row: getattr(row, measure) or 0.0))
-        return None if found is None else Ratio(*found)
+        interval = ratio_interval(*_by_input(self.changes, lambda row: getattr(row, measure) or 0.0))
+        return None if interval is None else Ratio(*interval)
 
     @property
     def verdict(self) -> str:

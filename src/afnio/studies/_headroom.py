@@ -298,13 +298,13 @@ class HeadroomTest(Study):
             old, new = await self._pass("final", final, self.start, best)
         self._is_graded = any(score not in (None, 0, 1) for score in once.scores)
         shown = [once, old] if new else [once]
-        known = [score for one in shown for score in one.scores if score is not None]
+        scored = [score for one in shown for score in one.scores if score is not None]
         about: dict[str, Any] = {
-            "start": math.fsum(known) / max(len(known), 1),
+            "start": math.fsum(scored) / max(len(scored), 1),
             "noise": sum(a != b for a, b in pairs) / max(len(pairs), 1),
-            "wrong": sum(score < self.perfect for score in known),
+            "wrong": sum(score < self.perfect for score in scored),
             "form": sum(sum(one.form) for one in shown),
-            "rows": len(known),
+            "rows": len(scored),
             "variants": variants,
         }
         gain = None

@@ -257,7 +257,7 @@ class Result:
         measured = [("before", self.before), ("after", self.after)]
         bars = [Bar.of(name, one) for name, one in measured if one is not None]
         drawn = all(bar.is_share for bar in bars)
-        known = [score for one in self.examples for score in one.scores if score is not None]
+        scored = [score for one in self.examples for score in one.scores if score is not None]
         return Card(
             verdict=self.verdict,
             tone=""
@@ -273,7 +273,7 @@ class Result:
             start=self.start,
             prompts=self.prompts,
             rows=self.examples,
-            top=max(known, default=1.0),
+            top=max(scored, default=1.0),
         )
 
 
@@ -337,15 +337,15 @@ def _restored(data: Any) -> Any:
     if not isinstance(data, Mapping) or "kind" not in data:
         return data
     kinds: dict[str, Any] = {k.__name__: k for k in (Accuracy, Share, MeanScore, Gain, GateVerdict)}
-    given = {name: _restored(value) for name, value in data.items() if name != "kind"}
+    values = {name: _restored(value) for name, value in data.items() if name != "kind"}
     if data["kind"] == "GateVerdict":
-        given["rows"] = tuple(given["rows"])
-    return kinds[data["kind"]](**given)
+        values["rows"] = tuple(values["rows"])
+    return kinds[data["kind"]](**values)
 
 
 def from_json(data: Mapping[str, Any], **others: Any) -> Result:
     """Return the result that `to_json` made data of. `others` are the fields that it leaves out."""
-    found = dict(data)
+    fields = dict(data)
     for name in _PARTS:
-        found[name] = _restored(found.get(name))
-    return Result(**found, **others)
+        fields[name] = _restored(fields.get(name))
+    return Result(**fields, **others)

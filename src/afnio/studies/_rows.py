@@ -105,8 +105,8 @@ def check_text(name: str, text: str) -> None:
 
 def plainly(value: Any) -> Any:
     for method in ("model_dump", "to_dict", "tolist", "_asdict"):
-        if callable(found := getattr(value, method, None)):
-            return found()
+        if callable(to_plain := getattr(value, method, None)):
+            return to_plain()
     return repr(value)
 
 
@@ -124,7 +124,7 @@ def unwrapped(value: Any) -> Any:
 # Reading
 
 
-def read_rows(given: Any, name: str = "rows", *, labelled: bool = True) -> list[Row]:
+def read_rows(data: Any, name: str = "rows", *, labelled: bool = True) -> list[Row]:
     """Return the rows of a user's data.
 
     Args:
@@ -136,18 +136,18 @@ def read_rows(given: Any, name: str = "rows", *, labelled: bool = True) -> list[
     >>> [(row.inputs, row.expected) for row in read_rows([("Hi", "good"), {"inputs": "Bah", "expected": "bad"}])]
     [('Hi', 'good'), ('Bah', 'bad')]
     """
-    if hasattr(given, "to_dict") and hasattr(given, "columns"):
+    if hasattr(data, "to_dict") and hasattr(data, "columns"):
         raise TypeError(
-            f'{name} must be a sequence of rows (got a {type(given).__name__}); pass .to_dict("records")'
+            f'{name} must be a sequence of rows (got a {type(data).__name__}); pass .to_dict("records")'
         )
-    if isinstance(given, str | bytes | Mapping) or not (
-        hasattr(given, "__len__") and hasattr(given, "__getitem__")
+    if isinstance(data, str | bytes | Mapping) or not (
+        hasattr(data, "__len__") and hasattr(data, "__getitem__")
     ):
         raise TypeError(
-            f"{name} must be a sequence of rows, each {_FORMS} (got {type(given).__name__}); "
+            f"{name} must be a sequence of rows, each {_FORMS} (got {type(data).__name__}); "
             "make a list of an iterator"
         )
-    rows = [_read(number, given[number], name, labelled) for number in range(len(given))]
+    rows = [_read(number, data[number], name, labelled) for number in range(len(data))]
     shapes = Counter((len(row.args), *sorted(row.kwargs)) for row in rows)
     if len(shapes) > 1:
         usual = shapes.most_common(1)[0][0]
@@ -163,27 +163,27 @@ def _named(row: Row) -> str:
     return " ".join(sorted(row.kwargs)) or "one value"
 
 
-def _read(number: int, given: Any, name: str, labelled: bool) -> Row:
-    if not labelled and isinstance(given, tuple) and len(given) == 1:
-        return Row.of(number, given[0], None)
+def _read(number: int, row: Any, name: str, labelled: bool) -> Row:
+    if not labelled and isinstance(row, tuple) and len(row) == 1:
+        return Row.of(number, row[0], None)
     if not labelled and (
-        isinstance(given, str) or (isinstance(given, Mapping) and not {*given} & {_INPUTS, *_EXPECTED})
+        isinstance(row, str) or (isinstance(row, Mapping) and not {*row} & {_INPUTS, *_EXPECTED})
     ):
-        return Row.of(number, given, None)
-    if isinstance(given, tuple | list) and len(given) == 2:
-        return Row.of(number, given[0], given[1])
-    if isinstance(given, Mapping):
-        expected = [key for key in _EXPECTED if key in given]
-        value = given[expected[0]] if expected else None
-        if _INPUTS in given:
-            return Row.of(number, given[_INPUTS], value)
+        return Row.of(number, row, None)
+    if isinstance(row, tuple | list) and len(row) == 2:
+        return Row.of(number, row[0], row[1])
+    if isinstance(row, Mapping):
+        expected = [key for key in _EXPECTED if key in row]
+        value = row[expected[0]] if expected else None
+        if _INPUTS in row:
+            return Row.of(number, row[_INPUTS], value)
         if expected:
-            return Row.of(number, {key: given[key] for key in given if key != expected[0]}, value)
+            return Row.of(number, {key: row[key] for key in row if key != expected[0]}, value)
         raise TypeError(
-            f"each of the {name} must be {_FORMS} (got row {number} with the keys {', '.join(map(str, given))}); "
+            f"each of the {name} must be {_FORMS} (got row {number} with the keys {', '.join(map(str, row))}); "
             'say which column is expected: [{"inputs": row["…"], "expected": row["…"]} for row in data]'
         )
-    raise TypeError(f"each of the {name} must be {_FORMS} (got {_short(given)} as row {number})")
+    raise TypeError(f"each of the {name} must be {_FORMS} (got {_short(row)} as row {number})")
 
 
 def _short(value: Any) -> str:

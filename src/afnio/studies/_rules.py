@@ -113,8 +113,8 @@ def guards_of(given: Any, rows: Any, *, labelled: bool) -> tuple[list[Row], Any]
     return read_rows(guards, "guards", labelled=labelled), others
 
 
-def _lengths(texts: Mapping[str, str], given: Any) -> dict[str, int | None]:
-    named: Mapping[str, Any] = given if isinstance(given, Mapping) else dict.fromkeys(texts, given)
+def _lengths(texts: Mapping[str, str], limits: Any) -> dict[str, int | None]:
+    named: Mapping[str, Any] = limits if isinstance(limits, Mapping) else dict.fromkeys(texts, limits)
     strange = [name for name in named if name not in texts]
     if strange:
         raise ValueError(f"max_chars must name prompts: {', '.join(texts)} (got {strange[0]!r})")

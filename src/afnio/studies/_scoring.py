@@ -85,9 +85,9 @@ class Scorer:
         value = output.value if isinstance(output, Traced) else output
         self.outputs[lane] = in_words(value)
         others = {"inputs": row.inputs, "trace": output.trace.calls if isinstance(output, Traced) else []}
-        given = {name: others[name] for name in self._wants}
+        wanted = {name: others[name] for name in self._wants}
         expected = [row.expected] if self._labelled else []
-        call: Any = functools.partial(self._metric, value, *expected, **given)
+        call: Any = functools.partial(self._metric, value, *expected, **wanted)
         try:
             returned = await call_in_node(job, call)
         except BaseException as error:

@@ -136,44 +136,44 @@ class Unawaited:
         )
 
 
-def critic_of(given: Any) -> ChatModel:
+def critic_of(critic: Any) -> ChatModel:
     """Return the critic that a user names.
 
     Raises:
         TypeError, ValueError: if it is none.
     """
-    if isinstance(given, ChatModel):
-        return given
-    client, arguments = given, None
-    if isinstance(given, tuple):
-        if len(given) != 2 or not isinstance(given[0], ChatClient):
-            raise TypeError(f'critic must be "provider/model" or (client, model) (got {given!r})')
-        client, arguments = given
+    if isinstance(critic, ChatModel):
+        return critic
+    client, arguments = critic, None
+    if isinstance(critic, tuple):
+        if len(critic) != 2 or not isinstance(critic[0], ChatClient):
+            raise TypeError(f'critic must be "provider/model" or (client, model) (got {critic!r})')
+        client, arguments = critic
         arguments = {"model": arguments} if isinstance(arguments, str) else dict(arguments)
     return chat_model(client, {}, arguments or {})
 
 
-def budget_of(given: Any) -> Budget:
+def budget_of(limit: Any) -> Budget:
     """Return the budget that a user gives, as dollars or as an `afnio.budget`.
 
     Raises:
         TypeError: if it is neither.
     """
-    if isinstance(given, Budget):
-        return given
-    if isinstance(given, bool) or not isinstance(given, int | float | Decimal) or not given > 0:
+    if isinstance(limit, Budget):
+        return limit
+    if isinstance(limit, bool) or not isinstance(limit, int | float | Decimal) or not limit > 0:
         raise TypeError(
-            f"budget must be dollars above 0 or afnio.budget(max_calls=…) and so on (got {given!r})"
+            f"budget must be dollars above 0 or afnio.budget(max_calls=…) and so on (got {limit!r})"
         )
-    return Budget(max_cost=given)
+    return Budget(max_cost=limit)
 
 
-def seed_of(given: Any) -> int:
+def seed_of(seed: Any) -> int:
     """Return a user's seed; 0 by default.
 
     Raises:
         TypeError: if it isn't a whole number.
     """
-    if isinstance(given, bool) or not isinstance(given, int | None):
-        raise TypeError(f"seed must be a whole number (got {given!r})")
-    return given or 0
+    if isinstance(seed, bool) or not isinstance(seed, int | None):
+        raise TypeError(f"seed must be a whole number (got {seed!r})")
+    return seed or 0

@@ -121,9 +121,9 @@ class Subject:
         try:
             inspect.signature(self.module.forward).bind(*row.args, **row.kwargs)
         except TypeError as error:
-            given = " ".join([*row.kwargs]) or "one value"
+            names = " ".join([*row.kwargs]) or "one value"
             raise TypeError(
-                f"{self.title} can't be called with a row's inputs ({given}): {error}; keep clients and settings in "
+                f"{self.title} can't be called with a row's inputs ({names}): {error}; keep clients and settings in "
                 "the module (self.client = …), or pass a function that has them"
             ) from None
 

@@ -165,8 +165,8 @@ def card_of(reader: StoreReader, run: str, *, rows: bool = True) -> Card | None:
 def kept_card(reader: StoreReader, run: str) -> Card | None:
     """Return the card that a study wrote; None if there is none."""
     try:
-        found = reader.last_event(run, CARD)
-        return None if found is None else Card.from_json(found)
+        payload = reader.last_event(run, CARD)
+        return None if payload is None else Card.from_json(payload)
     except (KeyError, TypeError, ValueError):  # its JSON was redacted, or edited
         return None
 
@@ -176,14 +176,14 @@ def _tested(reader: StoreReader, run: str, *, rows: bool) -> Card | None:
     tests = list(dict.fromkeys(map(evaluation_of, reader.phases_like(run, TEST))))
     tests = [name for name in tests if kind_of(name) == TEST]
     ends = list(dict.fromkeys((*tests[:1], *tests[-1:])))
-    found = Scores([row for name in ends for row in reader.scores(run, name)]).phases
-    if not ends or len(found) < len(ends):
+    phases = Scores([row for name in ends for row in reader.scores(run, name)]).phases
+    if not ends or len(phases) < len(ends):
         return None
     start, prompts = _prompts(reader, run)
     gate = _gated(reader, run)
     facts = [] if gate is None else [("gate", gate.verdict.removeprefix("accepted: "))]
     looks = _rows(reader, run, ends) if rows else []
-    first, last = found[ends[0]], found[ends[-1]]
+    first, last = phases[ends[0]], phases[ends[-1]]
     both = [sample for sample in first if sample in last]
     graded = any(score not in (0, 1) for score in (*first.values(), *last.values()))
     top = max(1.0, *last.values())

@@ -129,13 +129,13 @@ class Scores:
     def __init__(self, rows: Iterable[tuple[str, str, float]]) -> None:
         self.phases: dict[str, dict[Sample, float]] = {}
         self.last: dict[Sample, float] = {}
-        known: dict[str, tuple[dict[Sample, float], Counter[str]]] = {}
+        phases: dict[str, tuple[dict[Sample, float], Counter[str]]] = {}
         for phase, key, score in rows:
-            if phase not in known:
+            if phase not in phases:
                 name = evaluation_of(phase)
                 scores = self.phases.setdefault(name, {})
-                known[phase] = known.setdefault(name, (scores, Counter()))
-            scores, seen = known[phase]
+                phases[phase] = phases.setdefault(name, (scores, Counter()))
+            scores, seen = phases[phase]
             sample = key, seen[key]
             seen[key] += 1
             scores[sample] = score
@@ -173,5 +173,5 @@ def _paired(first: Mapping[Sample, float], second: Mapping[Sample, float]) -> Pa
 
 
 def _mean(scores: Mapping[Sample, float], samples: Iterable[Sample]) -> float | None:
-    found = [scores[sample] for sample in samples]
-    return sum(found) / len(found) if found else None
+    values = [scores[sample] for sample in samples]
+    return sum(values) / len(values) if values else None

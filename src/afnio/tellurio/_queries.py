@@ -304,8 +304,8 @@ class StoreReader:
         return ranked([row[0] for row in rows], monitor.get("metric"))
 
     def _monitor(self, run_id: str) -> dict[str, Any]:
-        found = self.last_event(run_id, MONITOR)  # each fit of a run writes one
-        return found if isinstance(found, dict) else {}
+        event = self.last_event(run_id, MONITOR)  # each fit of a run writes one
+        return event if isinstance(event, dict) else {}
 
     # Calls.
 
@@ -352,16 +352,16 @@ class StoreReader:
             node: only calls of the launch with this address.
             words: each must be in the address, the model, the account or the error.
         """
-        given = [_is("purpose", purpose), _in_phase(phase), _of_node(node)]
-        given += [("attempts > 1", []) if status == "retried" else _is("status", status)]
-        given += _with_words(words, "address", "model", "account", "error")
-        rows = self._page("calls", CallRecord, run_id, given, after, before, limit, newest=newest)
+        conditions = [_is("purpose", purpose), _in_phase(phase), _of_node(node)]
+        conditions += [("attempts > 1", []) if status == "retried" else _is("status", status)]
+        conditions += _with_words(words, "address", "model", "account", "error")
+        rows = self._page("calls", CallRecord, run_id, conditions, after, before, limit, newest=newest)
         return [CallRecord(*row) for row in rows]
 
     def calls_of_sample(self, run_id: str, node: str, lane: int | None) -> list[CallRecord]:
         """The first 50 calls of a launch for one sample, with those that it made for all samples together."""
-        given = [_of_node(node), ("(lane IS ? OR lane IS NULL)", [lane])]
-        return [CallRecord(*row) for row in self._page("calls", CallRecord, run_id, given, limit=50)]
+        conditions = [_of_node(node), ("(lane IS ? OR lane IS NULL)", [lane])]
+        return [CallRecord(*row) for row in self._page("calls", CallRecord, run_id, conditions, limit=50)]
 
     def call(self, run_id: str, number: int) -> CallRecord | None:
         """The call with this id; None if the run has no such call."""
@@ -381,9 +381,9 @@ class StoreReader:
         if row is None:
             raise LookupError(f"there is no call {call_id} in {self.path}")
         messages = [int(number) for number in row["messages"].split(",") if number.strip().isdecimal()]
-        found = self._bodies([*messages, row["params"], row["reply"]])
+        bodies = self._bodies([*messages, row["params"], row["reply"]])
         return CallTexts(
-            [found.get(number) for number in messages], found.get(row["params"]), found.get(row["reply"])
+            [bodies.get(number) for number in messages], bodies.get(row["params"]), bodies.get(row["reply"])
         )
 
     def retries(self, run_id: str, address: str) -> list[RetryRecord]:
@@ -398,10 +398,10 @@ class StoreReader:
         """The id of the sample that a call was made for; None if it isn't known."""
         if call.lane is None:
             return None
-        found: int | None = self._value(
+        number: int | None = self._value(
             SAMPLE_OF_CALL, run_id, call.phase, call.lane, call.node, json.dumps(call.node)
         )
-        return found
+        return number
 
     def _bodies(self, numbers: Sequence[int | None]) -> dict[int | None, Any]:
         wanted = list(dict.fromkeys(number for number in numbers if number is not None))[:MOST_BODIES]
@@ -470,9 +470,9 @@ class StoreReader:
             key: only evaluations of this sample.
             words: each must be in the inputs, the prediction, the target or the explanation.
         """
-        given = [_is("key", key), _is("success", success), _in_phase(phase)]
-        given += _with_words(words, "prediction", "target", "explanation", "inputs")
-        rows = self._page("samples", SampleRecord, run_id, given, after, before, limit, newest=newest)
+        conditions = [_is("key", key), _is("success", success), _in_phase(phase)]
+        conditions += _with_words(words, "prediction", "target", "explanation", "inputs")
+        rows = self._page("samples", SampleRecord, run_id, conditions, after, before, limit, newest=newest)
         return [_sample(row) for row in rows]
 
     def histories(
@@ -566,8 +566,8 @@ class StoreReader:
 
     def sample_at(self, run_id: str, node: Any, lane: Any) -> SampleRecord | None:
         """The sample that an evaluator's launch saw in a lane; None if there is none."""
-        given = [("node = ?", [node]), ("lane IS ?", [lane])]
-        rows = self._page("samples", SampleRecord, run_id, given, limit=1)
+        conditions = [("node = ?", [node]), ("lane IS ?", [lane])]
+        rows = self._page("samples", SampleRecord, run_id, conditions, limit=1)
         return _sample(rows[0]) if rows else None
 
     def scores(self, run_id: str, phase: str | None = None) -> list[tuple[str, str, float]]:
@@ -591,9 +591,9 @@ class StoreReader:
 
     def backward_passes(self, run_id: str, node: NodeRecord) -> list[NodeRecord]:
         """The first 10 backward passes that went through a node."""
-        given = [("kind = 'backward'", []), ("instr(parents, ?) > 0", [node.address])]
-        rows = self._page("nodes", NodeRecord, run_id, given, node.id, limit=10)
-        return [found for row in rows if node.address in (found := _node(row)).parents]
+        conditions = [("kind = 'backward'", []), ("instr(parents, ?) > 0", [node.address])]
+        rows = self._page("nodes", NodeRecord, run_id, conditions, node.id, limit=10)
+        return [backward for row in rows if node.address in (backward := _node(row)).parents]
 
     def _trials(self, run_id: str) -> list[str]:
         """The addresses of the evaluations that steps made of their candidates."""
@@ -629,8 +629,8 @@ class StoreReader:
 
     def step(self, run_id: str, number: int) -> StepRecord | None:
         """The step with this number; None if the run has no such step."""
-        found = self.steps(run_id, number - 1, 1)
-        return found[0] if found and found[0].number == number else None
+        steps = self.steps(run_id, number - 1, 1)
+        return steps[0] if steps and steps[0].number == number else None
 
     def evidence(self, run_id: str, change: ChangeRecord, limit: int = PAGE) -> list[EvidenceRecord]:
         """The feedback that a change was proposed from."""
@@ -724,11 +724,11 @@ class StoreReader:
 
         None if the step raced no candidates.
         """
-        found = self.race(run_id, step)
-        before = next((one for one in reversed(found) if one.name == "incumbent"), None)
+        candidates = self.race(run_id, step)
+        before = next((one for one in reversed(candidates) if one.name == "incumbent"), None)
         if before is None:
             return None
-        raced = found[found.index(before) :]
+        raced = candidates[candidates.index(before) :]
         return Choice(before, next((one for one in raced if one.accepted), before))
 
     # What the program logged, and all that has no table of its own.
@@ -762,8 +762,8 @@ class StoreReader:
         table, columns = LONG_TEXTS.get(kind, ("", ()))
         if part not in columns:
             return None
-        found = self._value(f"SELECT {part} FROM {table} WHERE run_id = ? AND id = ?", run_id, number)
-        return None if found is None else str(found)
+        text = self._value(f"SELECT {part} FROM {table} WHERE run_id = ? AND id = ?", run_id, number)
+        return None if text is None else str(text)
 
     # Running a query.
 
@@ -781,12 +781,12 @@ class StoreReader:
     ) -> list[Any]:
         """Rows of a run that meet all conditions. Names are this module's; everything asked for is bound."""
         bounds = [("id > ?", [after]) if after else None, _is("id", before, "<")]
-        given = [one for one in (("run_id = ?", [run_id]), *bounds, *conditions) if one is not None]
-        where = " AND ".join(sql for sql, _ in given)
+        all_of = [one for one in (("run_id = ?", [run_id]), *bounds, *conditions) if one is not None]
+        where = " AND ".join(sql for sql, _ in all_of)
         order = "DESC" if newest else "ASC"
         columns = [INPUTS if name == "inputs" else name for name in columns_of(record)]
         query = f"SELECT {', '.join(columns)} FROM {table} WHERE {where} ORDER BY id {order} LIMIT ?"
-        return self._all(query, *[value for _, values in given for value in values], limit)
+        return self._all(query, *[value for _, values in all_of for value in values], limit)
 
     def _value(self, sql: str, *values: Any) -> Any:
         row = self._first(sql, *values)

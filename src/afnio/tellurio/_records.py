@@ -516,8 +516,8 @@ def loaded(text: str | None) -> Any:
 
 def loaded_list(text: str | None) -> list[Any]:
     """Parse a JSON list; anything else is an empty list."""
-    found = loaded(text)
-    return found if isinstance(found, list) else []
+    value = loaded(text)
+    return value if isinstance(value, list) else []
 
 
 # Which metrics to show, and in which order.

@@ -276,8 +276,8 @@ def closure(bench: _Bench) -> None:
         return plain()
 
     for given in (plain, deferred):
-        found = optimizer.step(given).wait()
-        expect(found == "loss", f"step(closure) returned {found!r} and not the closure's result")
+        result = optimizer.step(given).wait()
+        expect(result == "loss", f"step(closure) returned {result!r} and not the closure's result")
     expect(len(calls) == 2, f"two closures were called {len(calls)} times")
     _readable([parameter])
 

@@ -129,18 +129,20 @@ def run(request: Request) -> Response:
     """One run."""
     number = query_number(request.query_params, "after")
     tallies = request.app.state.tallies
-    return _of_run(request, "run.html", lambda reader, found: run_page(reader, found, tallies, after=number))
+    return _of_run(
+        request, "run.html", lambda reader, record: run_page(reader, record, tallies, after=number)
+    )
 
 
 def step(request: Request) -> Response:
     """One step."""
-    return _of_run(request, "step.html", lambda reader, found: step_page(reader, found, _number(request)))
+    return _of_run(request, "step.html", lambda reader, record: step_page(reader, record, _number(request)))
 
 
 def samples(request: Request) -> Response:
     """A page of samples."""
     asked = dict(request.query_params)
-    return _of_run(request, "samples.html", lambda reader, found: samples_page(reader, found, asked))
+    return _of_run(request, "samples.html", lambda reader, record: samples_page(reader, record, asked))
 
 
 def table(request: Request) -> Response:
@@ -160,19 +162,21 @@ def table(request: Request) -> Response:
 
 def sample(request: Request) -> Response:
     """One sample."""
-    return _of_run(request, "sample.html", lambda reader, found: sample_page(reader, found, _number(request)))
+    return _of_run(
+        request, "sample.html", lambda reader, record: sample_page(reader, record, _number(request))
+    )
 
 
 def calls(request: Request) -> Response:
     """A page of calls."""
     asked = dict(request.query_params)
-    return _of_run(request, "calls.html", lambda reader, found: calls_page(reader, found, asked))
+    return _of_run(request, "calls.html", lambda reader, record: calls_page(reader, record, asked))
 
 
 def call(request: Request) -> Response:
     """One call: a page, or its part for the drawer."""
     return _of_run(
-        request, _framed(request, "call"), lambda reader, found: call_page(reader, found, _number(request))
+        request, _framed(request, "call"), lambda reader, record: call_page(reader, record, _number(request))
     )
 
 
@@ -184,7 +188,7 @@ def lineage(request: Request) -> Response:
 def candidate(request: Request) -> Response:
     """One candidate: a page, or its part for the drawer."""
     template = _framed(request, "candidate")
-    return _of_run(request, template, lambda reader, found: candidate_page(reader, found, _number(request)))
+    return _of_run(request, template, lambda reader, record: candidate_page(reader, record, _number(request)))
 
 
 def text(request: Request) -> Response:
@@ -192,12 +196,12 @@ def text(request: Request) -> Response:
     path, asked = request.path_params, request.query_params
     start = query_number(asked, "from")
 
-    def page(reader: StoreReader, found: RunRecord) -> dict[str, Any] | None:
-        whole = whole_text(reader, found.id, path["kind"], path["number"], path["part"])
+    def page(reader: StoreReader, record: RunRecord) -> dict[str, Any] | None:
+        whole = whole_text(reader, record.id, path["kind"], path["number"], path["part"])
         if whole is None:
             return None
         size = len(whole) if asked.get("size") == "all" else EXCERPT
-        return {"run": found, "part": excerpt(whole, start, size), "url": request.url.path}
+        return {"run": record, "part": excerpt(whole, start, size), "url": request.url.path}
 
     return _of_run(request, _framed(request, "text"), page)
 
@@ -253,10 +257,10 @@ def _store(request: Request, namespace: str, project: str) -> Path:
 
 
 def _run(reader: StoreReader, wanted: str) -> RunRecord:
-    found = reader.run(wanted)
-    if found is None:
+    record = reader.run(wanted)
+    if record is None:
         raise HTTPException(404)
-    return found
+    return record
 
 
 def _number(request: Request) -> int:
@@ -339,8 +343,8 @@ class AccessCheck:
         if refusal is not None:
             return PlainTextResponse(refusal.reason + "\n", refusal.status)
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        given = [value for name, value in query if name == "token"]
-        if given and self._is_token(given[-1]):
+        tokens = [value for name, value in query if name == "token"]
+        if tokens and self._is_token(tokens[-1]):
             return self._move_token(scope["path"], query)
         if self._is_token(_cookie(headers, self._cookie)):
             return None
@@ -406,15 +410,15 @@ async def live_events(store: Path, run: str, tallies: Tallies) -> AsyncIterator[
     before, sent = "", anyio.current_time()
     yield "retry: 2000\n\n"
     while True:
-        found = await to_thread.run_sync(_look, store, run, tallies, abandon_on_cancel=True)
-        text = json.dumps(found)
+        state = await to_thread.run_sync(_look, store, run, tallies, abandon_on_cancel=True)
+        text = json.dumps(state)
         if text != before:
             before, sent = text, anyio.current_time()
             yield f"data: {text}\n\n"
         elif anyio.current_time() - sent > BEAT:
             sent = anyio.current_time()
             yield ": still here\n\n"
-        if found.get("ended"):
+        if state.get("ended"):
             return
         await anyio.sleep(PERIOD)
 
@@ -422,10 +426,10 @@ async def live_events(store: Path, run: str, tallies: Tallies) -> AsyncIterator[
 def _look(store: Path, run: str, tallies: Tallies) -> dict[str, Any]:
     try:
         with StoreReader(store) as reader, reader.moment():
-            found = reader.run(run)
-            if found is None:
+            record = reader.run(run)
+            if record is None:
                 return {"problem": "This run has been removed.", "ended": True}
-            fresh = figures(reader, found, tallies)
+            fresh = figures(reader, record, tallies)
     except StoreProblemError as error:
         # A lock passes, so keep looking. A damaged file stays damaged.
         return {"problem": str(error), "ended": not error.passing}
@@ -434,7 +438,7 @@ def _look(store: Path, run: str, tallies: Tallies) -> dict[str, Any]:
         "curves": fresh["curves"],
         "steps": fresh["step_count"],
         "about": fresh["about"],
-        "ended": not found.is_running,
+        "ended": not record.is_running,
     }
 
 

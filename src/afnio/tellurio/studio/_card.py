@@ -99,8 +99,8 @@ def shares(models: dict[tuple[str, str], Spending]) -> list[CostShare]:
         return (spent.cost or 0.0) if priced else float(spent.prompt_tokens + spent.completion_tokens)
 
     whole = sum(map(amount, models.values())) or 1.0
-    found = [CostShare(*key, spent, amount(spent) / whole) for key, spent in models.items()]
-    return sorted(found, key=lambda one: (-one.share, one.purpose, one.model))
+    shared = [CostShare(*key, spent, amount(spent) / whole) for key, spent in models.items()]
+    return sorted(shared, key=lambda one: (-one.share, one.purpose, one.model))
 
 
 # What there is of a run that hasn't ended by itself.
@@ -128,24 +128,24 @@ def _state(reader: StoreReader, run: RunRecord, total: Spending, card: Card | No
         else f"{main.metric} {main.best:.3g} at {main.unit} {main.step}"
     )
     if run.is_running:
-        found = [f"{where}."]
+        lines = [f"{where}."]
         if best:
-            found.append(f"Best so far: {best}.")
-        found.append(
+            lines.append(f"Best so far: {best}.")
+        lines.append(
             "If it is stopped now, every reply stays in its journal, and the same program continues it."
         )
-        return RunState("Running", found, "")
+        return RunState("Running", lines, "")
     word = "Killed" if run.status == "CRASHED" else "Failed"
-    found = [f"{where}."]
+    lines = [f"{where}."]
     replies = total.calls - total.failed - total.cancelled
     if not (run.store.with_suffix("") / f"{run.id}.journal").exists():
-        return RunState(word, [*found, "It has no journal, so it can't be continued."], "")
-    found.append(f"Nothing that was paid for is lost: {replies:,} replies are in its journal.")
+        return RunState(word, [*lines, "It has no journal, so it can't be continued."], "")
+    lines.append(f"Nothing that was paid for is lost: {replies:,} replies are in its journal.")
     if best:
-        found.append(f"Best so far: {best}.")
+        lines.append(f"Best so far: {best}.")
     command = command_of(run)
     how = "Start the same program again" if command else "Make the same call again, in the same folder"
-    return RunState(word, [*found, f"{how}; it continues where it was and pays for no reply twice."], command)
+    return RunState(word, [*lines, f"{how}; it continues where it was and pays for no reply twice."], command)
 
 
 def command_of(run: RunRecord) -> str:

@@ -119,4 +119,4 @@ def policy(styles: list[Markup], scripts: list[Markup]) -> str:
 
 def _failures(reader: StoreReader, run: RunRecord) -> list[dict[str, Any]]:
     calls = reader.calls(run.id, newest=True, status="failed", limit=FAILURES)
-    return [found for call in calls if (found := call_page(reader, run, call.id))]
+    return [page for call in calls if (page := call_page(reader, run, call.id))]

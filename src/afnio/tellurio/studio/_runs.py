@@ -65,28 +65,28 @@ class Problem(NamedTuple):
 
 def runs_page(home: Path, tallies: Tallies, asked: dict[str, str]) -> dict[str, Any]:
     """Return the page of all runs that match the filters."""
-    found: list[RunRecord] = []
+    records: list[RunRecord] = []
     problems: list[Problem] = []
     everything = stores(home)
     for store in everything:
         try:
             with StoreReader(store) as reader:
-                found += reader.runs()
+                records += reader.runs()
         except StoreProblemError as error:
             problems.append(Problem(project_of(store), str(error)))
-    wanted = [run for run in found if _matches(run, asked)]
+    wanted = [run for run in records if _matches(run, asked)]
     wanted.sort(key=lambda run: -run.date_created)
     start = query_number(asked, "from")
     return {
         "home": str(home),
         "missing": not home.exists(),
         "listed": _listed(wanted[start : start + PAGE], tallies),
-        "all": len(found),
+        "all": len(records),
         "count": len(wanted),
         "next": start + PAGE if start + PAGE < len(wanted) else None,
         "problems": problems,
         "projects": sorted(map(project_of, everything)),
-        "statuses": sorted({run.status for run in found}),
+        "statuses": sorted({run.status for run in records}),
         "asked": {name: asked.get(name, "") for name in ("q", "status", "project")},
     }
 
@@ -304,11 +304,11 @@ TABLE_ROWS: Final = 100
 def run_page(reader: StoreReader, run: RunRecord, tallies: Tallies, *, after: int = 0) -> dict[str, Any]:
     """Return a run's page, with its steps from the one after number `after` on."""
     steps = step_rows(reader, run.id, after)
-    found = figures(reader, run, tallies)
-    reading = found["reading"]
+    numbers = figures(reader, run, tallies)
+    reading = numbers["reading"]
     return {
         "run": run,
-        **found,
+        **numbers,
         "result": card_view(reader, run, reading.total, reading.models),
         **where(run, reading),
         "steps": steps,
@@ -454,14 +454,14 @@ def metric_curves(reader: StoreReader, run: str) -> list[dict[str, Any]]:
 
 def lengths(reader: StoreReader, run: str) -> list[dict[str, Any]]:
     """Return the length of each parameter in characters, step by step."""
-    found: dict[int, dict[str, Any]] = {}
+    by_parameter: dict[int, dict[str, Any]] = {}
     for one in reader.lengths(run):
-        line = found.setdefault(one.number, {"name": legend(one.role), "points": []})
+        line = by_parameter.setdefault(one.number, {"name": legend(one.role), "points": []})
         line["points"].append((one.step, one.length))
-    for line in found.values():
+    for line in by_parameter.values():
         kept = thinned(range(len(line["points"])), CURVE_POINTS)
         line["points"] = [line["points"][int(index)] for index in kept]
-    return list(found.values())[:CURVES]
+    return list(by_parameter.values())[:CURVES]
 
 
 def legend(text: str) -> str:
@@ -472,13 +472,13 @@ def legend(text: str) -> str:
 
 def metrics(reader: StoreReader, run: str) -> list[dict[str, Any]]:
     """Return each metric's first and last values, and the last 95 % interval if the run logged one."""
-    found = []
+    rows = []
     for name in reader.metric_names(run)[:METRICS]:
         first, last = reader.metric_ends(run, name)
         low, high = (reader.metric_ends(run, f"{name}_{bound}")[1] for bound in ("low", "high"))
         interval = None if low is None or high is None else (low, high)
-        found.append({"name": name, "first": first, "last": last, "interval": interval})
-    return [one for one in found if one["first"] is not None or one["last"] is not None]
+        rows.append({"name": name, "first": first, "last": last, "interval": interval})
+    return [one for one in rows if one["first"] is not None or one["last"] is not None]
 
 
 def phases(reader: StoreReader, run: str) -> list[dict[str, Any]]:
@@ -486,14 +486,14 @@ def phases(reader: StoreReader, run: str) -> list[dict[str, Any]]:
 
     The batches of an evaluation are added together, as in a comparison.
     """
-    found: dict[str, dict[str, Any]] = {}
+    by_name: dict[str, dict[str, Any]] = {}
     for one in reader.phases(run):
         name = evaluation_of(one.phase)
-        phase = found.setdefault(name, {"phase": name, "samples": 0, "binary": 0, "total": 0.0})
+        phase = by_name.setdefault(name, {"phase": name, "samples": 0, "binary": 0, "total": 0.0})
         phase["samples"] += one.scored
         phase["binary"] += one.binary
         phase["total"] += one.total
-    rows = list(found.values())[-PHASES:]
+    rows = list(by_name.values())[-PHASES:]
     for row in rows:
         binary = row["samples"] > 0 and row["binary"] == row["samples"]
         row["score"] = row["total"] / row["samples"] if row["samples"] else None
@@ -629,9 +629,11 @@ def last_and_best(one: Compared, name: str) -> dict[str, Any] | None:
 
 def paired_differences(base: Compared, other: Compared) -> tuple[str, list[tuple[str, Paired]]]:
     """Return what can be said of two runs, and their paired differences with titles: tests first, all samples last."""
-    found = compare(base.scores, other.scores)
-    phases = [(phases_title(one), one.paired) for one in (*found.kinds, *found.same) if one.paired.samples]
-    return found.claim, [*phases, ("Last evaluation of each sample", found.last)]
+    comparison = compare(base.scores, other.scores)
+    phases = [
+        (phases_title(one), one.paired) for one in (*comparison.kinds, *comparison.same) if one.paired.samples
+    ]
+    return comparison.claim, [*phases, ("Last evaluation of each sample", comparison.last)]
 
 
 def phases_title(phases: PhaseComparison) -> str:

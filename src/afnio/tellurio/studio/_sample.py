@@ -41,12 +41,12 @@ def samples_page(reader: StoreReader, run: RunRecord, asked: dict[str, str]) -> 
     counts = reader.fates(run.id, phase)
     # Samples without inputs of their own can't be told apart.
     show = asked.get("show", "") if counts["all"] else "every"
-    found = histories(reader, run, asked, show, PER_PAGE + 1, past=PAST)
+    rows = histories(reader, run, asked, show, PER_PAGE + 1, past=PAST)
     is_few = show not in EVERY and counts["all"] <= CONFUSED
     return {
         "run": run,
-        "samples": found[:PER_PAGE],
-        "next": found[PER_PAGE - 1].place if len(found) > PER_PAGE else None,
+        "samples": rows[:PER_PAGE],
+        "next": rows[PER_PAGE - 1].place if len(rows) > PER_PAGE else None,
         "counts": counts,
         "choices": [(name, title, counts.get(name or "all")) for name, title in SHOWN.items()],
         "confusion": confusion_table(reader.confusion(run.id, phase)) if is_few else None,
@@ -84,10 +84,10 @@ def histories(
             run.id, fate=fate, phase=phase, words=words, before=_before(asked), limit=limit, past=past
         )
     success = False if show == "failed" else None
-    found = reader.samples(
+    records = reader.samples(
         run.id, before=_before(asked), limit=limit, newest=True, phase=phase, success=success, words=words
     )
-    return [SampleHistory(one, 1, int(one.success), (), one.id) for one in found]
+    return [SampleHistory(one, 1, int(one.success), (), one.id) for one in records]
 
 
 class Confusion(NamedTuple):
@@ -128,13 +128,13 @@ def samples_table(reader: StoreReader, run: RunRecord, asked: dict[str, str]) ->
     show = asked.get("show", "") if reader.fates(run.id, asked.get("phase") or None)["all"] else "every"
     yield _line(COLUMNS)
     before: dict[str, str] = {}
-    while found := histories(reader, run, asked | before, show, CSV_PAGE):
-        for one in found:
+    while batch := histories(reader, run, asked | before, show, CSV_PAGE):
+        for one in batch:
             last = one.last
             score = last.note if last.score is None else last.score
             texts = last.inputs, last.target, last.prediction
             yield _line((last.id, last.phase, *texts, score, last.explanation, one.times, one.right))
-        before = {"before": str(found[-1].place)}
+        before = {"before": str(batch[-1].place)}
 
 
 def _line(values: Sequence[Any]) -> str:
@@ -178,18 +178,18 @@ def sample_page(reader: StoreReader, run: RunRecord, number: int) -> dict[str, A
 
 def path_to(reader: StoreReader, run: str, address: str) -> list[NodeRecord]:
     """Return a launch and those that its inputs came from, directly or not, in the order of launching."""
-    found: dict[str, NodeRecord] = {}
+    nodes: dict[str, NodeRecord] = {}
     waiting = [address]
-    while waiting and len(found) < NODES:
+    while waiting and len(nodes) < NODES:
         one = waiting.pop()
-        if one in found:
+        if one in nodes:
             continue
         node = reader.node(run, one)
         if node is not None:
-            found[one] = node
+            nodes[one] = node
             waiting += [parent for parent in node.parents if isinstance(parent, str)]
     # A node is launched after the nodes that it reads, so this is a topological order.
-    return sorted(found.values(), key=lambda node: node.id)
+    return sorted(nodes.values(), key=lambda node: node.id)
 
 
 def backward(
@@ -200,15 +200,15 @@ def backward(
         return []
     places = {node.address: place for place, node in enumerate(reversed(nodes))}
     by_address = {node.address: node for node in nodes}
-    found: list[tuple[int, dict[str, Any]]] = []
+    passes: list[tuple[int, dict[str, Any]]] = []
     for one in reader.backward_passes(run, nodes[-1]):
         for call in reader.calls_of_sample(run, one.address, sample.lane):
             # A pass names its parts "node 0", "node 1", … in the order of its parents.
             part = _PART.search(call.address[len(one.address) :])
             number = int(part.group(1)) if part else len(one.parents)
             node = by_address.get(one.parents[number]) if number < len(one.parents) else None
-            found.append((places[node.address] if node else NODES, {"node": node, "call": call}))
-    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+            passes.append((places[node.address] if node else NODES, {"node": node, "call": call}))
+    return [one for _, one in sorted(passes, key=lambda pair: pair[0])]
 
 
 # Calls.
@@ -225,7 +225,7 @@ class Message(NamedTuple):
 def calls_page(reader: StoreReader, run: RunRecord, asked: dict[str, str]) -> dict[str, Any]:
     """Return a page of calls."""
     status = asked.get("status")
-    found = reader.calls(
+    calls = reader.calls(
         run.id,
         before=_before(asked),
         limit=PER_PAGE + 1,
@@ -237,8 +237,8 @@ def calls_page(reader: StoreReader, run: RunRecord, asked: dict[str, str]) -> di
     )
     return {
         "run": run,
-        "calls": found[:PER_PAGE],
-        "next": found[PER_PAGE - 1].id if len(found) > PER_PAGE else None,
+        "calls": calls[:PER_PAGE],
+        "next": calls[PER_PAGE - 1].id if len(calls) > PER_PAGE else None,
         "purposes": reader.purposes(run.id),
         "outcomes": OUTCOMES,
         "asked": {name: asked.get(name, "") for name in ("q", "purpose", "status", "phase", "before")},
@@ -303,8 +303,8 @@ def whole_text(reader: StoreReader, run: str, kind: str, number: int, part: str)
         return None
     texts = reader.call_texts(number)
     if part == "reply":
-        found = texts.reply
+        text = texts.reply
     else:
         place = int(part) if part.isdecimal() else len(texts.messages)
-        found = texts.messages[place] if place < len(texts.messages) else None
-    return None if found is None else message(found).text
+        text = texts.messages[place] if place < len(texts.messages) else None
+    return None if text is None else message(text).text

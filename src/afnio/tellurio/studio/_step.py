@@ -114,10 +114,10 @@ def _behind(reader: StoreReader, run: str, samples: list[Any]) -> list[dict[str,
         if not isinstance(sample, dict):
             continue
         row = reader.sample_at(run, sample.get("node"), sample.get("sample"))
-        known = {} if row is None else {name: part for name, part in asdict(row).items() if part is not None}
-        given = {"id": None, "lane": sample.get("sample")}
-        given |= {name: sample.get(name) for name in ("prediction", "target")}
-        found.append({**given, **known})
+        facts = {} if row is None else {name: part for name, part in asdict(row).items() if part is not None}
+        fields = {"id": None, "lane": sample.get("sample")}
+        fields |= {name: sample.get(name) for name in ("prediction", "target")}
+        found.append({**fields, **facts})
     return found
 
 
@@ -204,17 +204,17 @@ def _outcome(reader: StoreReader, run: str, pair: Pair) -> dict[str, Any]:
     }
 
 
-def _choice(found: Choice | None) -> dict[str, Any] | None:
+def _choice(choice: Choice | None) -> dict[str, Any] | None:
     """Return what a step's choice won and lost on the held-out samples; None if it chose nothing."""
-    if found is None:
+    if choice is None:
         return None
-    pairs = found.pairs
+    pairs = choice.pairs
     won, lost = (sum(sign * (after - before) > 0 for before, after in pairs) for sign in (1, -1))
     return {
-        "before": found.before.number,
-        "after": found.after.number,
-        "kept": found.before.texts == found.after.texts,
-        "verdict": sentence_of(found.after.verdict),
+        "before": choice.before.number,
+        "after": choice.after.number,
+        "kept": choice.before.texts == choice.after.texts,
+        "verdict": sentence_of(choice.after.verdict),
         "pairs": len(pairs),
         "won_count": won,
         "lost_count": lost,
@@ -272,9 +272,9 @@ def race_table(candidates: Sequence[CandidateRecord]) -> RaceTable | None:
     racers = []
     for one in ran[:RACERS]:
         scores = dict(zip(one.samples, one.scores, strict=True))
-        known = [score for score in one.scores if score is not None]
+        scored = [score for score in one.scores if score is not None]
         row = tuple(scores.get(number) for number in shown)
-        racers.append(Racer(one.number, one.name, one.verdict, one.accepted, row, sum(known), len(known)))
+        racers.append(Racer(one.number, one.name, one.verdict, one.accepted, row, sum(scored), len(scored)))
     return RaceTable(tuple(shown), tuple(racers), (len(ran) - len(racers), len(numbers) - len(shown)))
 
 
@@ -373,13 +373,13 @@ def _matches(
     heavy = {word: weights.get(word, 1.0) * (0.3 if word in old else 1.0) for word in sentence}
     whole = sum(heavy.values()) or 1.0
     fresh = sentence - old
-    found = []
+    matches = []
     for index, words in enumerate(evidence):
         shared = sorted(sentence & words)
         share = sum(heavy[word] for word in shared) / whole
         if len(shared) >= FEWEST and share >= LEAST and (fresh.intersection(shared) or not fresh):
-            found.append(Match(index, tuple(shared), share))
-    return tuple(sorted(found, key=lambda match: (-match.share, match.number)))
+            matches.append(Match(index, tuple(shared), share))
+    return tuple(sorted(matches, key=lambda match: (-match.share, match.number)))
 
 
 def _normal(sentence: str) -> str:
@@ -450,25 +450,25 @@ def candidate_page(reader: StoreReader, run: RunRecord, number: int) -> dict[str
 
 def _best(reader: StoreReader, run: str, members: list[LineageNode]) -> LineageNode | None:
     """Return the candidate that the parameters hold at the end; if that isn't known, the best accepted one."""
-    found = reader.last_choice(run)
-    if found is not None:
-        return next((member for member in members if member.number == found.after.number), None)
+    choice = reader.last_choice(run)
+    if choice is not None:
+        return next((member for member in members if member.number == choice.after.number), None)
     accepted = [member for member in members if member.accepted and member.mean is not None]
     return max(accepted, key=lambda member: (member.mean or 0.0, -member.number), default=None)
 
 
 def _weighed(reader: StoreReader, run: str) -> list[CandidateRecord]:
     """Return each candidate once, by number, though several steps may have weighed it."""
-    found: dict[int, CandidateRecord] = {}
+    candidates: dict[int, CandidateRecord] = {}
     for one in reader.candidates(run, MOST_CANDIDATES):
-        known = found.get(one.number)
-        if known is None:
-            found[one.number] = one
-        elif not known.accepted:
+        earlier = candidates.get(one.number)
+        if earlier is None:
+            candidates[one.number] = one
+        elif not earlier.accepted:
             # Take the newest verdict. An accepted candidate keeps the one that accepted it: later steps weigh others
             # against it, perhaps on fewer samples. The step that made it stays the first one in any case.
-            found[one.number] = replace(one, step=known.step, parents=known.parents)
-    return [found[number] for number in sorted(found)]
+            candidates[one.number] = replace(one, step=earlier.step, parents=earlier.parents)
+    return [candidates[number] for number in sorted(candidates)]
 
 
 def _placed(candidates: list[CandidateRecord]) -> list[LineageNode]:
@@ -501,11 +501,11 @@ def _placed(candidates: list[CandidateRecord]) -> list[LineageNode]:
 
 def _ancestors(best: LineageNode | None, by_number: dict[int, LineageNode]) -> set[int]:
     """Return the numbers of a candidate and of all candidates that it comes from."""
-    found: set[int] = set()
+    numbers: set[int] = set()
     waiting = [best.number] if best else []
     while waiting:
         number = waiting.pop()
-        if number not in found and number in by_number:
-            found.add(number)
+        if number not in numbers and number in by_number:
+            numbers.add(number)
             waiting += by_number[number].parents
-    return found
+    return numbers

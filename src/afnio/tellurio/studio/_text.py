@@ -229,8 +229,8 @@ def feedback(text: str) -> SaidFeedback:
     >>> feedback("<trace>\\nHi.\\n</trace>\\n<feedback>\\nToo short.\\n</feedback>")
     SaidFeedback(said='Too short.', trace='Hi.')
     """
-    found = _TRACED.search(text)
-    return SaidFeedback(text, "") if found is None else SaidFeedback(found.group(2), found.group(1))
+    match = _TRACED.search(text)
+    return SaidFeedback(text, "") if match is None else SaidFeedback(match.group(2), match.group(1))
 
 
 def visible(text: str) -> Markup:
@@ -242,9 +242,9 @@ def visible(text: str) -> Markup:
     text = text.replace("\r\n", "\n")
     parts: list[Markup] = []
     at = 0
-    for found in INVISIBLE.finditer(text):
-        parts += (escape(text[at : found.start()]), _mark(found.group()))
-        at = found.end()
+    for match in INVISIBLE.finditer(text):
+        parts += (escape(text[at : match.start()]), _mark(match.group()))
+        at = match.end()
     return Markup("").join([*parts, escape(text[at:])])
 
 
@@ -254,7 +254,7 @@ def plain(text: str) -> str:
     >>> plain("a\u202eb")
     'a[U+202E]b'
     """
-    return INVISIBLE.sub(lambda found: f"[U+{ord(found.group()):04X}]", text)
+    return INVISIBLE.sub(lambda match: f"[U+{ord(match.group()):04X}]", text)
 
 
 def _mark(character: str) -> Markup:

@@ -352,7 +352,7 @@ class BatchService:
             self._finish(batch, "completed")
 
     def _invalid(self, batch: _Batch) -> list[dict[str, Any]]:
-        found = []
+        invalid = []
         model, ids = batch.model, Counter(line["custom_id"] for line in batch.lines)
         for number, line in enumerate(batch.lines, 1):
             why = ""
@@ -364,10 +364,10 @@ class BatchService:
                 why = "Invalid value."
             if why:
                 named = number if self.options.named else None
-                found.append({"code": "invalid_request", "line": named, "message": why, "param": None})
-        if not found and self.options.queue_full == "late" and (full := self._full(batch)):
-            found.append({"code": "token_limit_exceeded", "line": None, "message": full, "param": None})
-        return found[:100] if self.options.named else found[:1]
+                invalid.append({"code": "invalid_request", "line": named, "message": why, "param": None})
+        if not invalid and self.options.queue_full == "late" and (full := self._full(batch)):
+            invalid.append({"code": "token_limit_exceeded", "line": None, "message": full, "param": None})
+        return invalid[:100] if self.options.named else invalid[:1]
 
     def _finish(self, batch: _Batch, state: str) -> None:
         anthropic = batch.endpoint == "/v1/messages"
