@@ -26,7 +26,7 @@ from afnio.runtime._spending import Amount, cost
 from afnio.runtime._tracebacks import folding
 from afnio.runtime.events import Usage
 from afnio.stats import power
-from afnio.studies._needs import dearer
+from afnio.studies._needs import cost_factors
 from afnio.studies._optimize import Optimization
 from afnio.studies._rows import Row, by_input, in_words
 from afnio.studies._scoring import takes_expected, wanted_by
@@ -255,7 +255,7 @@ def _dollars(
     usages = [Usage(call.prompt_tokens, call.output_tokens) for call in calls]
     row = sum((cost(price, usage) for price, usage in zip(prices, usages, strict=True) if price), Decimal(0))
     measured = Amount(len(calls), sum(usage.total_tokens for usage in usages), row)
-    factor = dearer(measured, task.critic, len(task.start))[1]
+    factor = cost_factors(measured, task.critic, len(task.start))[1]
     one = float(row) / len(calls)
     cap = task.budget.caps.cost
     highest = None if most is None else most * one * factor

@@ -22,7 +22,7 @@ RESULT: Final = "OptimizeResult"
 @final
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What the store has of an earlier call with the same data.
+    """The records of an earlier call with the same data.
 
     Attributes:
         run: the id of an unfinished run to continue, or None.

@@ -130,7 +130,7 @@ def evaluate(
 @final
 @dataclass(slots=True)
 class Use:
-    """What the calls of one draw of a row took. Those that the journal answered count as when they were made."""
+    """The usage of the calls of one draw of a row. Those that the journal answered count as when they were made."""
 
     calls: int = 0
     replayed: int = 0

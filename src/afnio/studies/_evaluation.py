@@ -325,7 +325,7 @@ class Evaluation:
 
     @property
     def card(self) -> Card:
-        """What the pages of the run show first."""
+        """The card that the pages of the run show first."""
         groups = list(self.by().items())
         wrong = [*self.worst(MOST_ROWS), *[row for row in self.failed if row.score is None][:MOST_ROWS]]
         return Card(

@@ -8,8 +8,8 @@ test looks for that:
 2. *Form.* Which mistakes are replies that can't be read, or the right answer in another form?
 3. *Varied prompts.* Two steps of `optim.EditTGD`: chains of small edits from different mistakes, their union, and the
    start prompts without one of their sentences, raced against the start prompts.
-4. *How much better?* The winner runs beside the start prompts on rows that nothing else has seen. The gain that is
-   reported is measured there alone. So it needs no correction for having looked at the best of several.
+4. *How much better?* The winner runs together with the start prompts on rows that nothing else has seen. The gain that
+   is reported is measured there alone. So it needs no correction for having looked at the best of several.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import active_journal, scope
 from afnio.runtime.events import StepEnded, subscribed
 from afnio.stats import p_value
-from afnio.studies._needs import CallCount, dearer
+from afnio.studies._needs import CallCount, cost_factors
 from afnio.studies._result import in_time
 from afnio.studies._rows import Row, by_input, distinct, in_words, read_rows
 from afnio.studies._scoring import Scored, Scoring, paired, takes_expected, wanted_by
@@ -336,7 +336,7 @@ class HeadroomTest(Study):
         each = 1.0
         if measured is not None:
             each = self._each = max(measured.calls, 0.01)
-            # What critics take isn't counted here: it makes the step smaller, not the passes.
+            # The critics' calls aren't counted here: they make the step smaller, not the passes.
             if caps.cost is not None and measured.cost:
                 calls = min(calls, float(caps.cost / measured.cost) * each / LONGER)
             if caps.tokens is not None and measured.tokens:
@@ -436,7 +436,7 @@ class HeadroomTest(Study):
     def _rest(self, spent: CallCount, rows: float, each: Amount) -> tuple[Budget, float]:
         """Return a budget of what is left of tokens and dollars without `rows` rows, and the calls that it pays for."""
         caps, calls = self.budget.caps, math.inf
-        in_tokens, in_dollars = dearer(each, self.critic, len(self.subject.parameters))
+        in_tokens, in_dollars = cost_factors(each, self.critic, len(self.subject.parameters))
         tokens = dollars = None
         if caps.tokens is not None:
             tokens = max(0, int(caps.tokens - spent.tokens - rows * each.tokens))

@@ -159,7 +159,7 @@ _NOT_CODE: Final = {"__dict__", "__weakref__", "__module__", "__doc__", "__annot
 def _plain_repr(value: Any) -> str | None:
     """Return the `repr` of a library's value (a date, a path, an enum, options), or None for an object without one."""
     kind: Any = type(value)
-    # What compares by identity has no value, whatever its text says.
+    # An object that compares by identity has no value, whatever its text says.
     if kind.__repr__ == object.__repr__ or (kind.__eq__ == object.__eq__ and not isinstance(value, Enum)):
         return None
     try:

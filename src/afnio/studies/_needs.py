@@ -76,7 +76,7 @@ class CallCount:
         return Amount(self.calls / rows, self.tokens / rows, (self.cost or Decimal(0)) / rows)  # type: ignore[arg-type]
 
 
-def dearer(measured: Amount, critic: ChatModel, prompts: int) -> tuple[float, float]:
+def cost_factors(measured: Amount, critic: ChatModel, prompts: int) -> tuple[float, float]:
     """Return how many times the tokens and the dollars of an agent's call one of a training takes, on average.
 
     About one call in twelve is the proposer's, which reads eight mistakes. With several prompts three in ten are
@@ -103,7 +103,7 @@ def dearer(measured: Amount, critic: ChatModel, prompts: int) -> tuple[float, fl
 
 @final
 class Needs:
-    """What an optimization needs of its budget, and how much of it goes where."""
+    """The calls that an optimization needs of its budget, and how they are divided."""
 
     def __init__(
         self, subject: Subject, splits: Splits, critic: ChatModel, budget: Budget, draws: int = 1
@@ -111,7 +111,7 @@ class Needs:
         self._subject, self._splits, self._critic, self._caps = subject, splits, critic, budget.caps
         self._start = subject.texts
         self._spent = budget.ledger.total.amount  # by whatever else the budget is for
-        self._dearer = {"calls": 1.0, "tokens": 1.0, "dollars": 1.0}
+        self._factors = {"calls": 1.0, "tokens": 1.0, "dollars": 1.0}
         self._calls = 1.0  # of a row
         self._inputs = len(by_input(splits.held))
         self._rows = draws * len(splits.held) / max(1, self._inputs)  # of an input, with its draws
@@ -163,7 +163,7 @@ class Needs:
         self.check_calls(max(1.0, measured.calls))
         self._calls = max(measured.calls, 0.01)
         prompts = len(self._subject.parameters)
-        self._dearer["tokens"], self._dearer["dollars"] = dearer(measured, self._critic, prompts)
+        self._factors["tokens"], self._factors["dollars"] = cost_factors(measured, self._critic, prompts)
         size = float(self._inputs)
         for unit, left, each in self._limits(measured):
             if self._inputs:
@@ -184,7 +184,7 @@ class Needs:
 
     def _step(self, unit: str) -> float:
         """Return how many of the agent's rows the smallest step costs as much as."""
-        return self._smallest.cost(self.sample(self._calls)) * self._dearer[unit] / self._calls
+        return self._smallest.cost(self.sample(self._calls)) * self._factors[unit] / self._calls
 
     def _limits(self, measured: Amount) -> Iterator[tuple[str, float, float]]:
         """Yield each unit that is limited, with what is left of it and what a row takes."""
@@ -220,7 +220,7 @@ class Needs:
         limits = [math.inf]
         for unit, left, each in self._limits(measured):
             rest = left - used[unit]
-            limits.append(rest if unit == "calls" else rest / each * self._calls / self._dearer[unit])
+            limits.append(rest if unit == "calls" else rest / each * self._calls / self._factors[unit])
         return max(0.0, min(limits))
 
 

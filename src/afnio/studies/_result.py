@@ -253,7 +253,7 @@ class Result:
 
     @property
     def card(self) -> Card:
-        """What the pages of the run show first."""
+        """The card that the pages of the run show first."""
         measured = [("before", self.before), ("after", self.after)]
         bars = [Bar.of(name, one) for name, one in measured if one is not None]
         drawn = all(bar.is_share for bar in bars)

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Study(Scoring):
-    """What all studies have: an agent, a metric, a critic, a budget, a seed and limits.
+    """The parts that all studies have: an agent, a metric, a critic, a budget, a seed and limits.
 
     Attributes:
         start: the prompts to begin with.

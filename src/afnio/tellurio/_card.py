@@ -79,7 +79,7 @@ class Bar:
 @final
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a run found.
+    """The findings of a run.
 
     Attributes:
         verdict: one sentence.

@@ -720,7 +720,7 @@ class StoreReader:
         return None if last is None else self.choice(run_id, last)
 
     def choice(self, run_id: str, step: int) -> Choice | None:
-        """What the last race of a step chose: the candidate that it began with, and the one that went on.
+        """The choice of the last race of a step: the candidate that it began with, and the one that went on.
 
         None if the step raced no candidates.
         """
@@ -731,7 +731,7 @@ class StoreReader:
         raced = candidates[candidates.index(before) :]
         return Choice(before, next((one for one in raced if one.accepted), before))
 
-    # What the program logged, and all that has no table of its own.
+    # Values that the program logged, and all that has no table of its own.
 
     def texts(self, run_id: str) -> list[TextRecord]:
         """The last text of each name; at most 20."""

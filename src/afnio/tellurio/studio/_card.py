@@ -41,7 +41,7 @@ class PromptView(NamedTuple):
 
 
 class CostShare(NamedTuple):
-    """What the calls of one purpose to one model cost; `share` is of the run's dollars, or of its tokens."""
+    """The cost of the calls of one purpose to one model; `share` is of the run's dollars, or of its tokens."""
 
     purpose: str
     model: str
@@ -103,7 +103,7 @@ def shares(models: dict[tuple[str, str], Spending]) -> list[CostShare]:
     return sorted(shared, key=lambda one: (-one.share, one.purpose, one.model))
 
 
-# What there is of a run that hasn't ended by itself.
+# Runs that haven't ended by themselves.
 
 
 class RunState(NamedTuple):

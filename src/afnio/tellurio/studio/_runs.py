@@ -129,7 +129,7 @@ def _one(reader: StoreReader, run: RunRecord, tallies: Tallies) -> Listed:
     )
 
 
-# What several pages show of a run.
+# Parts of a run that several pages show.
 
 
 def best_text(main: Headline | None) -> str:

@@ -65,7 +65,7 @@ SHOWN: Final = {
     "every": "every evaluation",
     "failed": "every wrong evaluation",
 }
-"""What a list of samples can be of, and how the page calls it."""
+"""The subjects of a list of samples, and their names on the page."""
 EVERY: Final = ("every", "failed")
 CONFUSED: Final = 20_000
 """Samples up to which answers are counted by target: more would slow the page down."""
