@@ -55,8 +55,8 @@ class EditTGD(Optimizer):
     any other if `keep` texts did better on them.
 
     Before the first step each sentence of the start text is left out once, as a candidate of such a race; later, every
-    `prune_every` steps, the block that was tested longest ago. That is the way out of a start text with a fault that
-    no mistake shows.
+    `prune_every` steps, the block that was tested longest ago. That can help out of a start text with a fault
+    that no mistake shows.
 
     An agent with one prompt needs no critic: the proposer reads the mistakes itself. With several prompts the critics'
     feedback says which one to change.
