@@ -15,11 +15,10 @@ import tempfile
 import unittest.mock
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import afnio
-from afnio.stats import paired_interval
 from afnio.utils.datasets import FacilitySupport
 from benchmarks.learning.endpoints import Endpoint, simulated
 
@@ -75,14 +74,13 @@ def line(rows: int, calls: int, runs: Sequence[Whole]) -> str:
         100 * fmean(getattr(one, name) for one in runs) for name in ("start", "found", "kept")
     )
     cost = [100 * (one.kept - one.found) for one in runs]
-    pair = paired_interval([one.found for one in runs], [one.kept for one in runs])
-    low, high = pair.low or 0.0, pair.high or 0.0
+    error = 2 * stdev(cost) / len(cost) ** 0.5
     unspent = 100 * fmean(1 - one.result.calls / calls for one in runs)
     better = sum(one.result.verdict.startswith("Better") for one in runs)
     below = sum(one.kept < one.start - 0.005 for one in runs)
     return (
-        f"| {rows} | {len(runs)} | {start:.1f} | {found:.1f} | {kept:.1f} | {fmean(cost):+.1f} "
-        f"({100 * low:+.1f} to {100 * high:+.1f}) | {better} | {below} | {unspent:.0f} % |"
+        f"| {rows} | {len(runs)} | {start:.1f} | {found:.1f} | {kept:.1f} | {fmean(cost):+.1f} ± {error:.1f} "
+        f"| {better} | {below} | {unspent:.0f} % |"
     )
 
 

@@ -122,13 +122,14 @@ def score_of(
 @final
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """The mean difference of the new prompts to the old ones on the same rows, with its 95 % interval.
+    """The mean difference of the new prompts to the old ones on the same rows, with its interval.
 
     Attributes:
         difference, low, high: as shares (0.1 is ten points) or in units of the score; no bounds for a single row.
         rows: rows that have both scores.
         won, lost: rows that the new prompts do better and worse.
         graded: True if the scores are graded, not right or wrong.
+        confidence: of the interval.
     """
 
     difference: float
@@ -138,17 +139,24 @@ class Gain:
     won: int
     lost: int
     graded: bool
+    confidence: float = 0.95
 
     @classmethod
     def of(
-        cls, before: Sequence[float], after: Sequence[float], *, graded: bool, highest: float = 1.0
+        cls,
+        before: Sequence[float],
+        after: Sequence[float],
+        *,
+        graded: bool,
+        highest: float = 1.0,
+        confidence: float = 0.95,
     ) -> Self:
         """Compare scores of the same rows, in the same order.
 
         >>> print(Gain.of([0, 0, 1, 1] * 10, [1, 1, 1, 1] * 10, graded=False))
         +50.0 points (31.1 to 64.1; 20 rows better, 0 worse)
         """
-        interval = paired_interval(before, after, highest=highest)
+        interval = paired_interval(before, after, highest=highest, confidence=confidence)
         return cls(
             interval.difference,
             interval.low,
@@ -157,6 +165,7 @@ class Gain:
             interval.won,
             interval.lost,
             graded,
+            confidence,
         )
 
     @property
@@ -184,7 +193,7 @@ class Gain:
         'No gain beyond noise: +0.0 points (95 %: -62.0 to 62.0) on 8 test rows.'
         """
         word = "Better" if self.is_clear else "Worse" if self.is_loss else NOISE
-        return f"{word}: {self.amount} (95 %: {self.interval}) on {on}."
+        return f"{word}: {self.amount} ({100 * self.confidence:g} %: {self.interval}) on {on}."
 
     def __float__(self) -> float:
         return self.difference

@@ -143,13 +143,13 @@ def test_the_evidence_is_in_the_result() -> None:
     assert isinstance(again.gate.rows, tuple)
 
 
-def harmful(count: int) -> dict[str, Any]:
+def harmful(count: int, calls: int = 430) -> dict[str, Any]:
     """Arguments of a search that finds a text which its own rows like, and the held-out rows don't."""
     train, held = (range(at, at + count) for at in (0, 1000))
     return {
         "rows": [(f"row {number}", "yes") for number in train],
         "testset": [(f"row {number}", "no") for number in held],
-        "budget": afnio.budget(max_calls=500),
+        "budget": afnio.budget(max_calls=calls),
     }
 
 
@@ -167,6 +167,26 @@ def test_evidence_of_harm_on_the_first_rows_stops_a_result() -> None:
     seen = [str(request.messages[-1]["content"]) for request in model.requests if request.model == "student"]
     assert len({text for text in seen if int(text.split()[1]) >= 1000}) == 40
     assert f"gate      stopped early: 0 of 40 rows better, {result.gate.losses} worse" in str(result)
+
+
+def test_what_a_stopped_result_leaves_pays_for_a_second_attempt() -> None:
+    """It is tested on the rows that no look has used, and each attempt has half of the error."""
+    model = client()
+    result = optimized(model, **harmful(100, 1000))
+    (note,) = [note for note in result.notes if "second attempt" in note]
+    assert "stopped a first result (0 of 40 rows better" in note
+    assert result.gain is not None
+    assert (result.gain.rows, result.gain.confidence) == (60, 0.975)
+    assert result.verdict.startswith("Worse: -")
+    assert "(97.5 %: " in result.verdict
+    assert "on 60 held-out rows" in result.verdict
+    assert result.prompts == {"system": "level 2"}
+    seen = Counter(
+        str(request.messages[-1]["content"]) for request in model.requests if request.model == "student"
+    )
+    assert {count for text, count in seen.items() if int(text.split()[1]) >= 1000} == {2}
+    assert len(model.requests) <= 1000
+    assert optimized(**harmful(100, 1000)).gain == result.gain
 
 
 def test_with_few_rows_one_pass_decides_and_measures() -> None:

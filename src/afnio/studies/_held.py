@@ -9,6 +9,9 @@ whether its result is better. These rows do, and by how much:
    it makes no false claim likelier, and the interval needs no correction. A result that was stopped has no interval:
    that of its first rows would be too low.
 
+What a result that was stopped leaves of the budget pays for a second attempt. It is tested on the rows that step 1 left
+(`HeldOut.rest`), all at once, with an interval of 97.5 %: both attempts together claim falsely as seldom as one does.
+
 A row that crashes scores 0 here, with the old prompts as with the new ones; or the lowest score, if scores can be
 negative. Left out, the rows that a prompt breaks would count in its favour.
 """
@@ -54,6 +57,7 @@ class HeldScores:
         looks: the passes: of the old prompts, and of the new ones if there are any.
         before, after: the scores of each input, the means of its rows.
         verdict: on the new prompts; None without any.
+        confidence: of the interval of their gain.
         takes: how many times the tokens, the cost and the calls of a row the new prompts take; none if it is unknown.
     """
 
@@ -62,6 +66,7 @@ class HeldScores:
     before: Sequence[float] = ()
     after: Sequence[float] = ()
     verdict: GateVerdict | None = None
+    confidence: float = 0.95
     takes: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -103,11 +108,34 @@ class HeldOut:
     Args:
         groups: these rows by input, in a random order.
         draws: how often each row is scored with each prompt.
+        confidence: of the interval of a gain.
+        first: how many of the groups are scored first, to stop a result that does harm.
     """
 
-    def __init__(self, study: Scoring, groups: Sequence[list[Row]], draws: int = 1) -> None:
+    def __init__(
+        self,
+        study: Scoring,
+        groups: Sequence[list[Row]],
+        draws: int = 1,
+        *,
+        confidence: float = 0.95,
+        first: int | None = None,
+    ) -> None:
         self._study, self._groups, self._draws = study, groups, draws
+        self._confidence = confidence
+        self._first = first_rows(len(groups)) if first is None else first
         self._counts = {"start": CallCount(), "result": CallCount()}
+
+    @property
+    def rest(self) -> HeldOut:
+        """The rows that no look has used after a result was stopped, for a second attempt."""
+        halved = (1 + self._confidence) / 2
+        return HeldOut(self._study, self._groups[self._first :], self._draws, confidence=halved, first=0)
+
+    @property
+    def runs(self) -> int:
+        """How often the agent runs in `judge`, with both prompts together."""
+        return 2 * self._draws * sum(map(len, self._groups))
 
     async def judge(self, start: Mapping[str, str]) -> HeldScores:
         """Compare the prompts that the agent has now with `start`, and restore these if the others aren't kept.
@@ -119,7 +147,7 @@ class HeldOut:
         if texts == start:
             async with scope(name="held"):
                 return await self._scored(HeldScores(), self._groups, {"start/batch 1": start})
-        first = first_rows(len(self._groups))
+        first = self._first
         found, stopped = HeldScores(), False
         async with scope(name="held"):
             path = current_scope().path
@@ -134,7 +162,7 @@ class HeldOut:
         numbers = [group[0].number for group in self._groups[: len(found.before)]]
         verdict = GateVerdict.of(found.before, found.after, numbers, stopped=stopped)
         takes = await anyio.to_thread.run_sync(self._takes)
-        found = replace(found, verdict=verdict, takes=takes)
+        found = replace(found, verdict=verdict, takes=takes, confidence=self._confidence)
         self._decide(start, texts, found, f"{path}/gate")
         return found
 

@@ -44,7 +44,7 @@ from afnio.studies._earlier import RESULT, Earlier
 from afnio.studies._held import HeldOut, HeldScores
 from afnio.studies._identity import Contents, requested
 from afnio.studies._needs import FIRST, Needs
-from afnio.studies._result import KEPT, UNTESTED, Result, from_json, to_json, verdict_of
+from afnio.studies._result import KEPT, UNTESTED, Result, evidence, from_json, to_json, verdict_of
 from afnio.studies._rows import Row, by_input, digest, in_words, read_rows, split_rows
 from afnio.studies._rules import MOST_CHARACTERS, Rules, guards_of
 from afnio.studies._scoring import check_draws, takes_expected, wanted_by
@@ -383,24 +383,35 @@ class Optimization(Study):
                 f"{size} of {len(groups)} held-out rows are used, as half of the budget pays for no more"
             )
             groups = groups[:size]
+        held = HeldOut(self, groups, self.draws)
         if not self.is_graded:
             self.tell(f"{len(self.splits.train)} rows train; {foreseen(len(groups))}")
         training = TrainingRun(
-            self, self.splits.train, self.needs, measured=measured, held=2 * self.draws * sum(map(len, groups)),
-            patience=self.patience,
+            self, self.splits.train, self.needs, measured=measured, held=held.runs, patience=self.patience
         )  # fmt: skip
         if training.weakness is not None:
             self.tell(training.weakness)
             self.notes.append(training.weakness)
         await training.run(run, time.monotonic() - started)
-        self.notes += training.notes
         candidate = self.subject.texts
         compared: HeldScores | None = None
         try:
             if groups:
-                compared = await HeldOut(self, groups, self.draws).judge(self.start)
+                compared = await held.judge(self.start)
+                stop = compared.verdict
+                if stop is not None and stop.stopped and training.goes_on(held.rest.runs):
+                    self.notes.append(
+                        f"the first held-out rows stopped a first result ({evidence(stop)}); what it left of the "
+                        "budget paid for a second attempt, which the other rows test"
+                    )
+                    await training.run(run, time.monotonic() - started)
+                    if self.subject.texts != self.start:
+                        candidate = self.subject.texts
+                        compared = await held.rest.judge(self.start)
         except BudgetExceeded as error:  # a row cost more than was reserved for it
+            compared = None
             training.ended = f"the budget ended before all held-out rows were scored ({error.limit})"
+        self.notes += training.notes
         if compared is None:
             for name, parameter in self.subject.parameters.items():
                 parameter.data = self.start[name]
@@ -457,7 +468,13 @@ class Optimization(Study):
                 for scores in (found.before, found.after)
             )
             if gate is not None:
-                gain = Gain.of(found.before, found.after, graded=graded, highest=self.perfect)
+                gain = Gain.of(
+                    found.before,
+                    found.after,
+                    graded=graded,
+                    highest=self.perfect,
+                    confidence=found.confidence,
+                )
         spent = spending.ledger.total
         return Result(
             verdict=verdict_of(gain, gate, on=on, vetoed=training.vetoed)

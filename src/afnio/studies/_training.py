@@ -58,10 +58,9 @@ class TrainingRun:
         self.ended: str | None = None
         self._vetoes = self._tried = self._critics = self._blames = 0
         self.steps = 0
-        self._study, self._rows, self._held, self._patience = study, rows, held, patience
-        self._reserved = needs.looks(measured, held)
-        self._calls = needs.training_calls(measured, self._reserved, study.count)
-        self._begun = study.count.calls
+        self._study, self._rows, self._patience = study, rows, patience
+        self._needs, self._measured = needs, measured
+        self._reserve(held)
         self._right = 0
         self._won: deque[float] = deque(maxlen=patience)  # in the races of the last steps
         self._sample = needs.sample(measured.calls)
@@ -92,6 +91,24 @@ class TrainingRun:
             search_seed=study.seed,
             **study.critic.completion_args,
         )
+
+    def _reserve(self, held: int) -> None:
+        """Keep what it takes to score so many held-out rows, and train with the rest."""
+        self._held = held
+        self._reserved = self._needs.looks(self._measured, held)
+        self._calls = self._needs.training_calls(self._measured, self._reserved, self._study.count)
+        self._begun = self._study.count.calls
+
+    def goes_on(self, held: int) -> bool:
+        """Prepare to `run` again, as far as the budget goes. Return False if it doesn't pay for a step.
+
+        Args:
+            held: as in the constructor, of the next look at held-out rows.
+        """
+        self._reserve(held)
+        self._right = 0
+        self._won.clear()
+        return self._study.asked is None and self._calls >= SMALLEST.cost(self._sample) and not self._short()
 
     async def run(self, run: Run, gone: float) -> None:
         """Train on what the held-out rows leave of the budget.
