@@ -123,6 +123,20 @@ def test_the_prompt_is_taken_as_it_is(recorded: Recorded, browser: Browser, tmp_
     browser.look(recorded.studio, visit)
 
 
+@pytest.mark.parametrize("which", ["optimize", "trainer"])
+def test_the_page_says_how_to_load_the_prompt(
+    recorded: Recorded, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Python and in the shell; the line gives the prompt that the page shows."""
+    name = recorded.name if which == "optimize" else "best-second"
+    page = unescape(recorded.studio.page(recorded.studio.run(name)).text)
+    (address,) = re.findall(r'prompts = afnio.load_prompts\("(run:[^"]+)"\)', page)
+    assert f"afnio prompts export {address.removeprefix('run:')}" in page
+    monkeypatch.setenv("AFNIO_HOME", str(recorded.home))
+    shown_prompts = json.loads(page.partition('id="prompts">')[2].partition("</script>")[0])
+    assert list(afnio.load_prompts(address).values()) == [text for _, text in shown_prompts]
+
+
 def test_the_prompt_has_each_blocks_record(recorded: Recorded) -> None:
     """The step that wrote it, and the samples that it won and lost."""
     page = recorded.studio.page(recorded.studio.run(recorded.name)).text
