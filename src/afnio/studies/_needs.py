@@ -77,7 +77,7 @@ class CallCount:
 
 
 def cost_factors(measured: Amount, critic: ChatModel, prompts: int) -> tuple[float, float]:
-    """Return how many times the tokens and the dollars of an agent's call one of a training takes, on average.
+    """Return the average cost of a training call relative to an agent call, in tokens and in dollars.
 
     About one call in twelve is the proposer's, which reads eight mistakes. With several prompts three in ten are
     critics', which read a row each. Prompts get longer. Reads prices from files, so not for the runtime's loop.
