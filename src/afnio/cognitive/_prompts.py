@@ -122,7 +122,7 @@ def prompts() -> dict[str, Prompt]:
     """Return every prompt of the cognitive ops by name: the text in force here, and its version.
 
     >>> prompts()["critic.repair"].version
-    4
+    5
     """
     return prompts_of(TEXTS, VERSION)
 

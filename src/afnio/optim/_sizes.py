@@ -91,9 +91,9 @@ def affordable(wanted: Sizes, sample: SampleCost, calls: int, reserve: int) -> S
         ValueError: if it doesn't.
 
     >>> affordable(Sizes(3, 4, 12, 24, 12, 2), SampleCost(1, 0, 1), 1_200, 0)
-    Sizes(chains=3, inner=4, minibatch=12, race=24, first=12, keep=2)
+    Sizes(chains=3, inner=4, minibatch=12, race=24, first=12, keep=2, guards=0)
     >>> affordable(Sizes(3, 4, 12, 24, 12, 2), SampleCost(1, 0, 1), 200, 0)
-    Sizes(chains=1, inner=4, minibatch=9, race=17, first=8, keep=2)
+    Sizes(chains=1, inner=4, minibatch=9, race=17, first=8, keep=2, guards=0)
     >>> affordable(Sizes(3, 3, 8, 24, 8, 2), SampleCost(3, 2, 3), 60, 20)
     Traceback (most recent call last):
     ValueError: the budget must pay for one step of 45 calls and a reserve of 20 (got 60); raise it, or lower race

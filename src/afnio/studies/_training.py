@@ -298,7 +298,7 @@ def step_budget(wanted: Sizes, sample: SampleCost, calls: float) -> int | None:
 
     >>> limit = step_budget(SIZES, SampleCost(1, 0, 1), 360)
     >>> affordable(SIZES, SampleCost(1, 0, 1), limit, 0)
-    Sizes(chains=2, inner=3, minibatch=8, race=24, first=8, keep=2)
+    Sizes(chains=2, inner=3, minibatch=8, race=24, first=8, keep=2, guards=0)
     """
     if math.isinf(calls):
         return None

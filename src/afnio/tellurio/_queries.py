@@ -75,6 +75,9 @@ MONITOR: Final = "monitor"
 MOST_VALUES: Final = 100_000
 """The most values of a metric among which the best one is searched."""
 
+LARGEST: Final = 2**63 - 1
+"""The largest whole number of SQLite."""
+
 MOST_BODIES: Final = 32_000
 """The most messages of one call that are read; SQLite allows 32,766 values in one statement."""
 
@@ -496,7 +499,8 @@ class StoreReader:
             past: outcomes of earlier evaluations that are read for each.
         """
         seen, values = self._seen(phase)
-        given = [("1", []) if fate is None else (FATES[fate], []), _is("last", before and 2 * before, "<")]
+        end = None if before is None else min(2 * before, LARGEST)
+        given = [("1", []) if fate is None else (FATES[fate], []), _is("last", end, "<")]
         given += _with_words(words, "prediction", "target", "explanation", "text")
         conditions = [one for one in given if one is not None]
         texts = (

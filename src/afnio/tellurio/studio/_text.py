@@ -22,6 +22,8 @@ from typing import Any, Final, Literal, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from afnio.tellurio._queries import LARGEST
+
 FOLDER: Final = Path(__file__).parent
 DASH: Final = "\N{EN DASH}"
 MINUS: Final = "\N{MINUS SIGN}"
@@ -363,10 +365,6 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
         if left != right:
             return number
     return min(len(one), len(other))
-
-
-LARGEST: Final = 2**63 - 1
-"""SQLite's integers have 64 bits."""
 
 
 def query_number(asked: Mapping[str, str], name: str) -> int:
