@@ -91,7 +91,7 @@ def test_nothing_of_the_user_redirects_a_call(place: dict[str, Any]) -> None:
         HTTP_PROXY=NOWHERE, http_proxy=NOWHERE, ALL_PROXY=NOWHERE, no_proxy="example.org", PYTHONIOENCODING="ascii",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "a module simulated str ?"
+    assert done.stdout.splitlines()[-1] == "a module any str ?"
 
 
 def test_a_program_keeps_its_exit_code(place: dict[str, Any]) -> None:
