@@ -231,3 +231,26 @@ def test_an_agent_without_a_step_is_told(tmp_path: Path) -> None:
     """As fit does."""
     with pytest.raises(AttributeError, match="training_step"):
         trainer(tmp_path).estimate(cog.Module(), loader(4))
+
+
+def test_it_says_what_batches_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds and dollars, in a block of `batch_api`: what takes hours is the batches that wait for each other."""
+    prices = tmp_path / "prices.toml"
+    rows = [("", 1, 2), ("batch", 0.5, 1)]
+    prices.write_text(
+        "".join(
+            f'[[price]]\nmodel = "*"\ntier = "{tier}"\ninput = {asked}\noutput = {written}\n'
+            for tier, asked, written in rows
+        )
+    )
+    monkeypatch.setenv("AFNIO_PRICES", str(prices))
+    agent = Agent(ScriptedClient(replies))
+    made = trainer(tmp_path, max_epochs=3)
+    plain = estimated(agent, made, loader(10, seed=1), loader(6))
+    with afnio.batch_api():
+        found = estimated(agent, made, loader(10, seed=1), loader(6))
+    assert (plain.rounds, found.rounds) == (None, (10, 19))  # 9 steps: forward and backward; and a validation
+    assert found.batch_cost[0] == found.cost[0] / 2
+    assert found.cost[1] / 2 < found.batch_cost[1] < found.cost[1]  # the optimizer's calls are sent at once
+    line = "By batch: 10 to 19 batches one after the other, up to 4:45:00 at 15 minutes each and 19:00:00 at an hour; "
+    assert (line in str(found), "By batch" in str(plain)) == (True, False)

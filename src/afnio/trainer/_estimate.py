@@ -15,7 +15,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Sized
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final, NamedTuple, final
 
@@ -30,10 +30,11 @@ from afnio.cognitive._module import Module
 from afnio.models._prices import price_of
 from afnio.models._trace import Rehearsed, rehearsing, stage
 from afnio.optim._optimizer import Optimizer
+from afnio.runtime._batch_api import current_plan
 from afnio.runtime._callables import tolerate
 from afnio.runtime._limits import Account, given_limits
 from afnio.runtime._settings import seed_source
-from afnio.runtime._spending import Price, cost
+from afnio.runtime._spending import BATCH, Price, at_tier, cost
 from afnio.runtime._waiting import scope
 from afnio.runtime.events import Usage
 from afnio.trainer._feed import Fetched
@@ -64,6 +65,8 @@ class Estimate:
         chain: how many calls have to wait for each other, from the first step to the last one; low and high.
         seconds_per_call: the seconds that a call is assumed to take.
         note: what couldn't be rehearsed and why, or None.
+        rounds: in a block of `afnio.batch_api`, how many batches have to wait for each other, low and high; else None.
+            An optimizer's few calls are sent at once.
     """
 
     items: Sequence[EstimateItem]
@@ -72,6 +75,7 @@ class Estimate:
     chain: tuple[int, int]
     seconds_per_call: float
     note: str | None = None
+    rounds: tuple[int, int] | None = None
 
     @property
     def calls(self) -> tuple[int, int]:
@@ -87,7 +91,15 @@ class Estimate:
     @property
     def cost(self) -> tuple[Decimal, Decimal] | None:
         """Dollars, low and high, or None if the price of a model is unknown."""
-        costs = [(item.cost(item.low), item.cost(item.high)) for item in self.items]
+        return self._cost(self.items)
+
+    @property
+    def batch_cost(self) -> tuple[Decimal, Decimal] | None:
+        """The same if the samples' calls go by batch APIs."""
+        return self._cost([item if item.batch_price is None else item.by_batch() for item in self.items])
+
+    def _cost(self, items: Sequence[EstimateItem]) -> tuple[Decimal, Decimal] | None:
+        costs = [(item.cost(item.low), item.cost(item.high)) for item in items]
         priced = [(low, high) for low, high in costs if low is not None and high is not None]
         if len(priced) < len(costs):
             return None
@@ -168,6 +180,13 @@ class Estimate:
             f"{epochs}, {self.steps:,} steps, {time} at {self.seconds_per_call:g} s a call.",
             "Low: every answer is right. High: every answer is wrong. Retries and reasoning come on top.",
         ]
+        if self.rounds is not None:
+            times = [clock(self.rounds[1] * seconds) for seconds in (900, 3600)]
+            dollars = _dollars(*(self.batch_cost or (None, None))), _dollars(*(self.cost or (None, None)))
+            lines.append(
+                f"By batch: {_span(*self.rounds)} batches one after the other, up to {times[0]} at 15 minutes each and "
+                f"{times[1]} at an hour; {dollars[0]}, instead of {dollars[1]}."
+            )
         return "\n".join(lines if self.note is None else [*lines, self.note])
 
 
@@ -181,6 +200,7 @@ class EstimateItem:
         low, high: calls of the whole training, if every answer is right and if every one is wrong.
         prompt_tokens, output_tokens: of one call, on average.
         price: None if it is unknown.
+        batch_price: by a batch API, or None if it is unknown or the calls are sent at once.
     """
 
     phase: str
@@ -192,6 +212,11 @@ class EstimateItem:
     prompt_tokens: float
     output_tokens: float
     price: Price | None
+    batch_price: Price | None = None
+
+    def by_batch(self) -> EstimateItem:
+        """Return the same calls at the price of a batch API."""
+        return replace(self, price=self.batch_price)
 
     def usage(self, calls: int) -> Usage:
         """Return the tokens of `calls` of these calls."""
@@ -257,7 +282,9 @@ async def rehearse(
     forward, backward, step = _chain(calls)
     last = _chain(val_calls)[0]
     chain = work.steps * forward + last, work.steps * (forward + backward + step) + last
-    return Estimate(items, work.epochs, work.steps, chain, seconds_per_call, " ".join(notes) or None)
+    by_batch = work.steps * forward + last, work.steps * (forward + backward) + last
+    rounds = None if current_plan.get() is None else by_batch
+    return Estimate(items, work.epochs, work.steps, chain, seconds_per_call, " ".join(notes) or None, rounds)
 
 
 @asynccontextmanager
@@ -358,7 +385,11 @@ async def _items(
         output = sum(call.output_tokens for call in group) / len(group)
         # Look up in a thread: the first look-up reads a file or imports a package.
         price = await anyio.to_thread.run_sync(price_of, model, account.url)
-        items.append(EstimateItem(phase, purpose, model, account, low, high, prompt, output, price))
+        at_once = group[0].stage == _STEP
+        by_batch = (
+            None if at_once else await anyio.to_thread.run_sync(price_of, model, at_tier(account.url, BATCH))
+        )
+        items.append(EstimateItem(phase, purpose, model, account, low, high, prompt, output, price, by_batch))
     return items
 
 
