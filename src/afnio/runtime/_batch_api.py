@@ -11,6 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -138,6 +139,8 @@ def wanted_parcel() -> tuple[ParcelPlan, Journal] | None:
             "afnio.batch_api must have a journal, because a batch outlives the program; put it into `with "
             "afnio.journal(path):` or a run"
         )
+    if not journal.before_close:
+        journal.before_close.append(partial(close_recorded, journal))
     return plan, journal
 
 
@@ -385,6 +388,29 @@ def lines_at(path: Path, places: list[tuple[int, int] | None]) -> list[bytes | N
                 file.seek(place[0])
             lines.append(None if place is None else file.read(place[1]))
         return lines
+
+
+def results_of(journal: Path, name: str) -> Path:
+    """Return the path of a parcel's results beside the journal."""
+    return journal.with_name(f"{journal.name}.{name}.results")
+
+
+def close_recorded(journal: Journal) -> None:
+    """Close the parcels of which an earlier program recorded every reply before it was killed: no call claims a line
+    of them. In the thread that closes the journal."""
+    from afnio.runtime._journal_file import Record
+
+    for row in journal.parcels():
+        ids = set(row["ids"]) - set(row.get("settled", ()))
+        if row["state"] == "fetched" and ids <= recorded_lines(journal.path, list(ids)):
+            payload = b'{"state": "closed"}'
+            record = Record(
+                address=row["name"], scope="", key="", model=row["model"], purpose="batch", kind="parcel",
+                payload=payload, reusable=False,
+            )  # fmt: skip
+            with suppress(JournalError, OSError):
+                journal.append(record, lambda error: None)
+                results_of(journal.path, row["name"]).unlink(missing_ok=True)
 
 
 def usage_at(path: Path, places: list[tuple[int, int] | None], api: BatchApi) -> Usage:

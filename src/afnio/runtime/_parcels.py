@@ -58,6 +58,7 @@ from afnio.runtime._batch_api import (
     lines_at,
     no_file,
     recorded_lines,
+    results_of,
     said_limit,
     scan,
     usage_at,
@@ -375,7 +376,7 @@ class Parcel:
 
     @property
     def results(self) -> Path:
-        return self._file("results")
+        return results_of(self.group.journal.path, self._name)
 
     async def is_at_provider(self) -> bool:
         """Ask the provider about it once. Return False if it doesn't have it."""
@@ -443,7 +444,7 @@ class Parcel:
                 await self._serve()
                 return
             if self.earlier:
-                await anyio.to_thread.run_sync(partial(self._file("lines").unlink, missing_ok=True))
+                await anyio.to_thread.run_sync(partial(self._lines.unlink, missing_ok=True))
             if not self.remote:
                 await (self._find_again() if self.earlier else self._submit())
             if self.remote:
@@ -494,10 +495,10 @@ class Parcel:
         )  # fmt: skip
         self.group.journal.append(record, done)
 
-    def _file(self, end: str) -> Path:
-        """Return the path of a file beside the journal: the lines to be sent, or the results."""
-        path = self.group.journal.path
-        return path.with_name(f"{path.name}.{self._name}.{end}")
+    @property
+    def _lines(self) -> Path:
+        """The file beside the journal with the lines to be sent."""
+        return self.results.with_suffix(".lines")
 
     # Sending
 
@@ -512,7 +513,7 @@ class Parcel:
             del self.riders[rider.id]
         self.ids = list(self.riders)
         self._open = set(self.ids)
-        path = self._file("lines")
+        path = self._lines
         try:
             await self._note("planned", ids=self.ids)
             lines = [(ident, rider.batched.body) for ident, rider in self.riders.items()]
