@@ -446,7 +446,7 @@ def scored(**change):
         ),
         (scored(max_score="10"), TypeError, "max_score must be a number (got '10'); math.inf sets no bound"),
         (scored(max_score=True), TypeError, "max_score must be a number (got True)"),
-        (scored(max_score=9, success_fn=all), ValueError, "max_score=9 has no effect beside a success_fn"),
+        (scored(max_score=9, success_fn=all), ValueError, "max_score=9 has no effect with a success_fn"),
     ],
 )
 def test_bad_arguments_are_refused_at_the_launch_line(call, error, words):

@@ -73,17 +73,16 @@ def test_the_kept_prompts_are_the_results() -> None:
         afnio.load_prompts(f"run:{name}", alias="kept")
 
 
-@pytest.mark.parametrize(
-    ("held", "said"), [(40, "Worse: "), (100, "No gain beyond noise: the first held-out rows")]
-)
-def test_found_is_what_the_held_out_rows_refused(held: int, said: str) -> None:
+@pytest.mark.parametrize("held", [40, 100])
+def test_found_is_what_the_held_out_rows_refused(held: int) -> None:
     """The start is kept; what the training led to can still be read."""
     result = optimized(
         testset=[(f"row {n}", "no") for n in range(1000, 1000 + held)], budget=afnio.budget(max_calls=500)
     )
-    assert result.verdict.startswith(said)
+    assert result.verdict.startswith("Worse: ")
     assert afnio.load_prompts(f"run:{result.run}@kept") == result.prompts == {"system": "level 2"}
-    assert afnio.load_prompts(f"run:{result.run}@found") == result.candidate == {"system": "level 10"}
+    assert afnio.load_prompts(f"run:{result.run}@found") == result.candidate
+    assert result.candidate != result.start
 
 
 def test_a_call_that_failed_has_found_prompts_only() -> None:

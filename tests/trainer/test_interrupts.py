@@ -55,7 +55,7 @@ async def test_two_trainers_in_one_folder(tmp_path: Path) -> None:
 
     first = Agent(ScriptedClient(scenarios.replies))
     await afitted(first, trainer(tmp_path, max_epochs=1, callbacks=[Other()]), loader(4))
-    assert "in use by another trainer, of this process" in errors[0]
+    assert "in use by this process" in errors[0]
     assert second.client.requests == []
 
 

@@ -125,7 +125,7 @@ def kind_of(request: dict[str, Any]) -> Kind:
 _TAGS: Final = (
     "variables|variable|conversation|message|reply|edited_reply|reply_format|feedback|value|history"
     "|step|constraints|constraint|feedbacks|failures|failure|rejected|tried|block|mistakes|mistake|places|place|edit"
-    "|trace|call|agent_inputs|agent_input|agent_output"
+    "|trace|call|tool|agent_inputs|agent_input|agent_output"
 )
 _ESCAPED: Final = re.compile(rf"&lt;(?=/?(?:{_TAGS})\b)")
 _QUOTED_VALUE: Final = r'"(?:[^"\\]|\\.)*"'
