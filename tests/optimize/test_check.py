@@ -187,6 +187,10 @@ def test_the_command_checks_and_then_optimizes(place: Path) -> None:
     assert check.returncode == 0, check.stderr
     assert json.loads(check.stdout)["splits"] == {"train": 30, "held": 30}
     assert not (place / ".afnio").exists()
+    (place / "guards.csv").write_text("text,label\nWhere is parcel 99?,question\nParcel 98?,question\n")
+    rules = ("--guards", "guards.csv", "--draws", "2", "--max-chars", "300")
+    check = optimize("--max-calls", "400", *rules, "--check", "--json")
+    assert json.loads(check.stdout)["splits"] == {"train": 32, "held": 30}
     done = optimize("--max-calls", "300", "--out", "prompts", "--json")
     said = json.loads(done.stdout)
     assert said["exit"] == done.returncode
@@ -200,6 +204,8 @@ def test_the_command_checks_and_then_optimizes(place: Path) -> None:
     [
         (["--max-calls", "20", "--check"], 2, "budget must pay for at least"),
         (["--max-calls", "300", "--expected", "kind"], 2, "--expected must be a column of rows.csv"),
+        (["--max-calls", "300", "--guards", "no.csv"], 2, "no.csv"),
+        (["--max-calls", "300", "--draws", "0"], 2, "draws must be a whole number"),
         (["--max-cost", "5", "--check"], 2, "a model has no price"),
         (["--max-calls", "300", "--chek"], 2, "did you mean --check?"),
     ],

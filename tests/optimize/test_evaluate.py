@@ -345,6 +345,10 @@ def test_a_comparison_pairs_rows_by_input() -> None:
     assert found.notes == ["11 rows in only one of the two evaluations, left out"]
     assert "changed: 12 rows better; 0 rows worse" in str(found)
     assert after.compare(before).gain.is_loss
+    cell = found._repr_html_()
+    assert found.verdict in cell
+    assert "30.0 %" in cell
+    assert "60.0 %" in cell
 
 
 def test_no_difference_is_not_called_one() -> None:

@@ -67,6 +67,11 @@ def optimize_main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--constraint", action="append", default=[], metavar="TEXT", help="a rule for new prompts"
     )
+    parser.add_argument(
+        "--guards", type=Path, metavar="FILE", help="rows that must not break, with the columns of ROWS"
+    )
+    parser.add_argument("--max-chars", type=int, default=1_000, metavar="N", help="the most of a prompt")
+    parser.add_argument("--draws", type=int, default=1, metavar="N", help="score each held-out row so often")
     parser.add_argument("--seed", type=int, help="of the split of the rows")
     parser.add_argument("--name", help="of the project in the store (default: the function's)")
     parser.add_argument("--dir", metavar="FOLDER", help="the folder of runs (default: AFNIO_HOME, or .afnio)")
@@ -97,17 +102,23 @@ def optimize_main(argv: Sequence[str]) -> int:
 
 def _optimized(options: argparse.Namespace) -> tuple[dict[str, Any], Check | Result]:
     import afnio
+    from afnio.studies._result import UNTESTED
     from afnio.studies._scoring import takes_expected
 
     metric: Callable[..., Any] = exact if options.metric == "exact" else loaded(options.metric, "--metric")
+    labelled = takes_expected(metric)
+    guards = argparse.Namespace(**{**vars(options), "rows": options.guards})
     arguments: dict[str, Any] = {
         "agent": loaded(options.agent, "AGENT"),
-        "rows": rows_of(options, labelled=takes_expected(metric)),
+        "rows": rows_of(options, labelled=labelled),
         "metric": metric,
         "prompts": prompts_of(options.prompts),
         "critic": options.critic,
         "budget": afnio.budget(max_calls=options.max_calls, max_cost=options.max_cost),
+        "guards": None if options.guards is None else rows_of(guards, labelled=labelled),
         "constraints": options.constraint,
+        "max_chars": options.max_chars,
+        "draws": options.draws,
         "perfect": options.perfect,
         "seed": options.seed,
         "name": options.name,
@@ -123,7 +134,7 @@ def _optimized(options: argparse.Namespace) -> tuple[dict[str, Any], Check | Res
         result.report(options.report)
     clear = result.gain is not None and result.gain.is_clear and result.gain.difference > 0
     said = {
-        "exit": ENDED if result.before is None else 0 if clear else WORSE,
+        "exit": ENDED if result.verdict == UNTESTED else 0 if clear else WORSE,
         "verdict": result.verdict,
         "prompts": dict(result.prompts),
         "start": dict(result.start),

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final, Literal, NamedTuple, Self, final
@@ -353,6 +353,11 @@ def _example(row: EvaluatedRow) -> Example:
     )
 
 
+def _paired_example(change: ChangedRow) -> Example:
+    before, after = _example(change.before), _example(change.after)
+    return replace(after, outputs=before.outputs + after.outputs, scores=before.scores + after.scores)
+
+
 # Comparing two
 
 
@@ -459,6 +464,29 @@ class Comparison:
 
     def __repr__(self) -> str:
         return f"<Comparison: {self.verdict}>"
+
+    def _repr_html_(self) -> str:
+        return cell_of(self.card)
+
+    @property
+    def card(self) -> Card:
+        """The card that a notebook shows: the scores of the compared rows, and those that changed."""
+        answers = sum(draw.score is not None for one in self.changes for draw in one.after.draws)
+        scores = [
+            score_of(part, graded=self.gain.graded, highest=self.after.perfect, answers=answers)
+            for part in _by_input(self.changes, _score)
+        ]
+        return Card(
+            verdict=self.verdict,
+            tone=self.gain.tone,
+            bars=[Bar.of(name, score) for name, score in zip(("before", "after"), scores, strict=True)],
+            on=counted(self.gain.rows, "row"),
+            facts=self.figures(),
+            start=self.before.prompts,
+            prompts=self.after.prompts,
+            rows=[_paired_example(one) for one in (*self.lost[:MOST_ROWS], *self.won[:MOST_ROWS])],
+            top=self.after.perfect,
+        )
 
 
 # Helpers

@@ -235,14 +235,15 @@ async def test_displays_show_what_waits(path: Path) -> None:
 
         async def watch() -> None:
             while True:
-                shown.update(str(afnio.runtime.places()).splitlines())
+                shown.add(str(afnio.runtime.places()))
                 await anyio.sleep(0.01)
 
         tasks.start_soon(watch)
         await by_batch(path, found.base_url, words(20))
         tasks.cancel_scope.cancel()
-    assert "m by batch: 20 calls wait, not sent yet" in shown
-    assert "m by batch: 20 calls wait, 0 of 20 done in 1 batch, the oldest for 0 min" in shown
+    assert any("m by batch: 20 calls wait, not sent yet" in text for text in shown)
+    sent = "m by batch: 20 calls wait, 0 of 20 done in 1 batch, the oldest for 0 min"
+    assert any(sent in text for text in shown)  # executors of other tests may be shown, too
     assert "by batch" not in str(afnio.runtime.places())
 
 
