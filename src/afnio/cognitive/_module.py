@@ -376,8 +376,22 @@ def _shown(parameter: Parameter) -> str:
     return f"Parameter({shown}, role={parameter.role!r}, requires_grad={parameter.requires_grad})"
 
 
+class _Numbered(Module):
+    """Modules by position."""
+
+    def __len__(self) -> int:
+        return len(self._members["modules"])
+
+    def __getitem__(self, index: int) -> Module:
+        module: Module = list(self.children())[index]
+        return module
+
+    def __iter__(self) -> Iterator[Module]:
+        return self.children()
+
+
 @final
-class Sequential(Module):
+class Sequential(_Numbered):
     """Modules one after the other, each called with the output of the one before.
 
     >>> from afnio.autodiff import Variable
@@ -398,19 +412,9 @@ class Sequential(Module):
             value = module(value)
         return value
 
-    def __len__(self) -> int:
-        return len(self._members["modules"])
-
-    def __getitem__(self, index: int) -> Module:
-        module: Module = list(self.children())[index]
-        return module
-
-    def __iter__(self) -> Iterator[Module]:
-        return self.children()
-
 
 @final
-class ModuleList(Module):
+class ModuleList(_Numbered):
     """A list of modules, registered under their positions."""
 
     def __init__(self, modules: Iterable[Module] = ()) -> None:
@@ -425,16 +429,6 @@ class ModuleList(Module):
         for module in modules:
             self.append(module)
         return self
-
-    def __len__(self) -> int:
-        return len(self._members["modules"])
-
-    def __getitem__(self, index: int) -> Module:
-        module: Module = list(self.children())[index]
-        return module
-
-    def __iter__(self) -> Iterator[Module]:
-        return self.children()
 
 
 @final
