@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import urllib.error
-import urllib.request
-from contextlib import suppress
 from typing import Any
 
 import openai
@@ -14,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.wire import http
 
-import afnio
-from afnio.models._installed import unseen_calls
 from afnio.models._raw import EventSplitter, RawRequest, event_json, is_done, split_events
 from afnio.models.openai import AsyncAzureOpenAI, AsyncOpenAI
 from afnio.runtime import Account
@@ -95,15 +90,3 @@ async def sent_by(sdk: Any, **options: Any) -> Any:
         with pytest.raises(openai.BadRequestError):
             await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])
     return sent[0]
-
-
-def test_unseen_calls_are_counted_by_place() -> None:
-    """For the front door, which pays no critic for an agent whose calls it can't see."""
-    with unseen_calls() as unseen, afnio.budget(max_calls=1):
-        for path in ("v1/chat/completions", "v1/chat/completions", "v1/files"):
-            request = urllib.request.Request(f"http://127.0.0.1:9/{path}", b"{}")
-            with suppress(urllib.error.URLError):
-                urllib.request.urlopen(request, timeout=5)
-    ((place, count),) = unseen.items()
-    assert __file__ in place
-    assert count == 2

@@ -205,9 +205,6 @@ class Gemini(Dialect):
         most = whole(settings.get("maxOutputTokens"))
         return most * max(1, whole(settings.get("candidateCount"))) if most else None
 
-    def temperature(self, body: Json) -> Any:
-        return self._settings(body).get("temperature")
-
     def messages(self, body: Json) -> list[dict[str, Any]]:
         system = mapping(body.get("systemInstruction") or body.get("system_instruction"))
         read = [{"role": "system", "content": _parts_text(system)}] if system else []

@@ -211,9 +211,6 @@ class Embeddings(Chat):
     def max_output(self, body: Json) -> int | None:
         return 0
 
-    def temperature(self, body: Json) -> Any:
-        return 0  # equal texts have equal embeddings
-
     def messages(self, body: Json) -> list[dict[str, Any]]:
         asked = body.get("input")
         texts = asked if isinstance(asked, list) else [asked]

@@ -62,9 +62,6 @@ class Dialect(ABC):
     def max_output(self, body: Json) -> int | None:
         """Return the most tokens of all the replies that the request asks for, or None without a limit."""
 
-    def temperature(self, body: Json) -> Any:
-        return body.get("temperature")
-
     @abstractmethod
     def messages(self, body: Json) -> list[dict[str, Any]]:
         """Return the request's messages in the form of a chat completion."""

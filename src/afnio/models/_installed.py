@@ -14,8 +14,7 @@ http.client     a route is called with the request, and can't change it. It carr
 thread without a context, the innermost block that is open.
 
 A request that looks like one for a model and that the engine doesn't get is outside of every budget, limit and journal.
-`note_unseen` says so, once for each place in the code, wherever one of them holds. It also counts for those that ask
-(`unseen_calls`): the front door stops before it pays a critic for an agent whose calls it can't see.
+`note_unseen` says so, once for each place in the code, wherever one of them holds.
 
 This module is light, because `watch` runs when the first budget or journal is opened. What takes requests is in
 `_httpx.py` and `_other_clients.py`, and `afnio.bridge` puts it into `takers`.
@@ -29,8 +28,8 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import Context, ContextVar
 from importlib import import_module
 from importlib.abc import MetaPathFinder
@@ -404,12 +403,9 @@ def note_unseen(url: str, body: Any, advice: str = "") -> None:
     if not _MODEL_PATH.search(path) and not may_be_known(path) and not _is_chat(body):
         return
     line = caller_line()
-    place = f"{line}"
-    for counted in _counting:
-        counted[place] = counted.get(place, 0) + 1
-    if place in _warned:
+    if str(line) in _warned:
         return
-    _warned.add(place)
+    _warned.add(str(line))
     host = bare.partition("://")[2].partition("/")[0].rpartition("@")[2]
     _logger.warning(
         "a request to a model at %s (POST %s%s) doesn't go through the engine, %s. Budgets, limits, journal and ledger "
@@ -466,24 +462,3 @@ def _is_chat(body: Any) -> bool:
 own_addresses: Final[set[str]] = set()
 """URLs that `bridge.url` serves in this process."""
 _warned: Final[set[str]] = set()
-_counting: Final[list[dict[str, int]]] = []
-
-
-@contextmanager
-def unseen_calls() -> Iterator[dict[str, int]]:
-    """Count, by place in the code, the requests to models that don't go through the engine while the block is open.
-
-    Those of the whole process count, because a thread without a context belongs to nobody. How many calls the engine
-    saw, `tracing` says: `trace.launched`.
-
-    >>> with unseen_calls() as unseen:
-    ...     pass
-    >>> unseen
-    {}
-    """
-    places: dict[str, int] = {}
-    _counting.append(places)
-    try:
-        yield places
-    finally:
-        _counting[:] = [counted for counted in _counting if counted is not places]

@@ -29,9 +29,8 @@ from afnio.errors import RuntimeClosedError
 
 Task = asyncio.Task[Any]
 Cancelled = asyncio.CancelledError
-Deadline = asyncio.Timeout
-"""A block that raises TimeoutError at its time. It costs half of anyio's scope, and is moved by `reschedule`."""
 deadline_at = asyncio.timeout_at
+"""A block that raises TimeoutError at its time. It costs half of anyio's scope, and is moved by `reschedule`."""
 
 
 class LoopThread:
