@@ -161,6 +161,16 @@ def test_a_restored_search_does_not_ask_its_guards_again():
     assert not any(json.dumps(guard)[1:-1] + '"' in asked for guard in GUARDS[2:])
 
 
+def test_the_state_of_other_guards_is_refused() -> None:
+    """Its numbers would name other guards, or none."""
+    one = Agent("Know 0.").optimizer({"edits": []}, guards=GUARDS)
+    stepped(one)
+    for guards in (None, GUARDS[:2]):
+        other = Agent("Know 0.").optimizer({"edits": []}, guards=guards)
+        with pytest.raises(ValueError, match=r"the state must be of [02] guards \(got 3\)"):
+            other.load_state_dict(one.state_dict())
+
+
 def test_a_group_has_a_length_of_its_own():
     agent = Agent("Know 0.", "Be kind.")
     short, free = (

@@ -246,11 +246,15 @@ class EditTGD(Optimizer):
         return SampleCost(forward, 0 if direct else critics or forward, prompts)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "search": self._search.state_dict()}
+        return {**super().state_dict(), "search": self._search.state_dict(), "guards": self._wanted.guards}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         if "search" not in state_dict:
             raise ValueError("the state must be one of EditTGD, with a search (got none)")
+        if state_dict["guards"] != self._wanted.guards:
+            raise ValueError(
+                f"the state must be of {self._wanted.guards} guards (got {state_dict['guards']}); load it with the same"
+            )
         search = SearchState.from_dict(self._search.count, state_dict["search"])
         super().load_state_dict(state_dict)
         self._search = search
