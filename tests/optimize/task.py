@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import afnio
 from afnio.models import ChatRequest
 from afnio.testing import ScriptedClient
 
@@ -53,3 +54,17 @@ def agent_of(model: ScriptedClient) -> Any:
 
 def equal(output: str, expected: str) -> bool:
     return output == expected
+
+
+def optimized(model: ScriptedClient | None = None, count: int = 100, **changes: Any) -> afnio.Result:
+    """Optimize the agent on `count` rows, with these changes of the arguments."""
+    model = client() if model is None else model
+    given: dict[str, Any] = {
+        "agent": agent_of(model),
+        "rows": rows(count),
+        "metric": equal,
+        "prompts": {"system": "level 2"},
+        "critic": (model, "critic"),
+        "budget": afnio.budget(max_calls=400),
+    }
+    return afnio.optimize(**given | changes)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kit.environments import interpreter
-from optimize.task import agent_of, client, equal, rows
+from optimize.task import client
+from optimize.task import optimized as optimized_on
 
 import afnio
 import afnio.cognitive as cog
@@ -24,21 +26,14 @@ from afnio.optim import Change
 from afnio.runtime.events import StepEnded, emit
 from afnio.testing import ScriptedClient
 
+optimized = partial(optimized_on, count=60)
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AFNIO_HOME", raising=False)
     return tmp_path
-
-
-def optimized(**changes: Any) -> afnio.Result:
-    model = client()
-    given: dict[str, Any] = {
-        "agent": agent_of(model), "rows": rows(60), "metric": equal, "prompts": {"system": "level 2"},
-        "critic": (model, "critic"), "budget": afnio.budget(max_calls=400),
-    }  # fmt: skip
-    return afnio.optimize(**given | changes)
 
 
 def recorded(*steps: Sequence[tuple[str, str, str]], name: str = "calm") -> None:

@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 import openai
 import pytest
-from optimize.task import agent_of, answer, client, equal, is_right, rows
+from optimize.task import agent_of, answer, client, equal, is_right, optimized, rows
 
 import afnio
 import afnio.cognitive as cog
@@ -36,19 +36,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 WHOLE = 308
 """Requests of a run that nothing interrupts."""
-
-
-def optimized(model: ScriptedClient | None = None, count: int = 100, **changes: Any) -> afnio.Result:
-    model = client() if model is None else model
-    given: dict[str, Any] = {
-        "agent": agent_of(model),
-        "rows": rows(count),
-        "metric": equal,
-        "prompts": {"system": "level 2"},
-        "critic": (model, "critic"),
-        "budget": afnio.budget(max_calls=400),
-    }
-    return afnio.optimize(**given | changes)
 
 
 class Labels(cog.Module):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from optimize.task import agent_of, answer, client, equal, rows
+from optimize.task import answer, client, rows
+from optimize.task import optimized as optimized_on
 
 import afnio
 from afnio.testing import ScriptedClient
@@ -18,19 +20,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def optimized(model: ScriptedClient | None = None, count: int = 60, **changes: Any) -> afnio.Result:
-    model = client() if model is None else model
-    given: dict[str, Any] = {
-        "agent": agent_of(model),
-        "rows": rows(count),
-        "metric": equal,
-        "prompts": {"system": "level 2"},
-        "critic": (model, "critic"),
-        "budget": afnio.budget(max_calls=400),
-    }
-    return afnio.optimize(**given | changes)
-
-
 def forgetful(request: Any) -> Any:
     """Answer like the task's model, but any prompt above level 2 gets rows 0, 10, 20, … wrong."""
     reply = answer(request)
@@ -40,6 +29,7 @@ def forgetful(request: Any) -> Any:
     return reply
 
 
+optimized = partial(optimized_on, count=60)
 GUARDS = [("row 100", "yes"), ("row 110", "yes"), ("row 120", "yes")]
 
 
