@@ -108,7 +108,7 @@ class Needs:
     def __init__(
         self, subject: Subject, splits: Splits, critic: ChatModel, budget: Budget, draws: int = 1
     ) -> None:
-        self._subject, self._splits, self._critic, self._caps = subject, splits, critic, budget.caps
+        self._subject, self._critic, self._caps = subject, critic, budget.caps
         self._start = subject.texts
         self._spent = budget.ledger.total.amount  # by whatever else the budget is for
         self._factors = {"calls": 1.0, "tokens": 1.0, "dollars": 1.0}

@@ -83,15 +83,6 @@ class Rules:
         lengths = [] if most is None else [partial(_not_longer, most)]
         return [*lengths, *(partial(_checked, check, name) for check in self.checks)]
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What makes two calls differ, but for the checks, whose code is compared with the agent's."""
-        return {
-            "guards": [(row.args, row.kwargs, row.expected) for row in self.guards],
-            "constraints": list(self.told),
-            "max_chars": dict(self.lengths),
-        }
-
 
 def guards_of(given: Any, rows: Any, *, labelled: bool) -> tuple[list[Row], Any]:
     """Return the guards that a user gives, as rows or as a function that picks some of `rows`, and the other rows.
