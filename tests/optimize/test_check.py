@@ -19,6 +19,13 @@ from afnio.stats import power
 from afnio.testing import Provider, ScriptedClient
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs of these tests don't belong into the checkout."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def checked(model: ScriptedClient | None = None, **changes: Any) -> afnio.Check:
     model = client() if model is None else model
     given: dict[str, Any] = {
@@ -51,6 +58,13 @@ def test_what_can_start_says_rows_calls_and_the_smallest_gain() -> None:
     assert text.startswith("Can start.\n")
     assert "rows      50 to train, 50 held out" in text
     assert json.loads(json.dumps(found.to_json()))["ok"] is True
+
+
+def test_few_rows_can_start_and_measure_nothing() -> None:
+    found = checked(rows=rows(12), budget=afnio.budget(max_calls=150))
+    assert found.ok
+    assert found.gains == (None, None)
+    assert "not measured, as no rows are held out" in str(found)
 
 
 def test_the_fewest_calls_are_those_that_a_run_makes_at_least() -> None:

@@ -148,8 +148,8 @@ def test_rules_make_another_call() -> None:
 
 
 @pytest.mark.parametrize("count", [8, 19])
-def test_few_rows_train_and_measure_nothing(count: int) -> None:
-    """The old prompts are the result, the new ones are there to read."""
+def test_few_rows_train_and_measure_nothing(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """The old prompts are the result, the new ones are there to read. No power is foretold of no rows."""
     result = optimized(count=count, budget=afnio.budget(max_calls=200))
     assert result.verdict == (
         f"Not measured: {count} rows. The old prompts are kept; the new ones are in .candidate."
@@ -159,6 +159,10 @@ def test_few_rows_train_and_measure_nothing(count: int) -> None:
     assert result.gain is None
     assert result.splits == {"train": count, "held": 0}
     assert "after" not in str(result)
+    assert f"system (candidate, not measured):\n  {result.candidate['system']}" in str(result)
+    told = capsys.readouterr().err
+    assert f"{count} rows train, and none are held out, so nothing is measured" in told
+    assert "held-out rows" not in told
     again = optimized(count=count, budget=afnio.budget(max_calls=200))
     assert (again.earlier != "", again.candidate) == (True, result.candidate)
 

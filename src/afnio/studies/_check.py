@@ -75,7 +75,9 @@ class Check:
 
     def __str__(self) -> str:
         half, most = self.gains
-        gains = "none can be told from noise"
+        gains = (
+            "none can be told from noise" if self.splits["held"] else "not measured, as no rows are held out"
+        )
         if half is not None:
             more = "" if most is None else f", {100 * most:.0f} in four of five"
             gains = f"{100 * half:.0f} points are claimed in half of all runs{more}"
@@ -272,6 +274,8 @@ def smallest_gain(rows: int, share: float) -> float | None:
     >>> smallest_gain(100, 0.5), smallest_gain(2, 0.8)
     (0.12, None)
     """
+    if not rows:
+        return None
     points = range(1, round(100 * (1 - 2 * LOSING)) + 1)
     place = bisect_left(points, share, key=lambda point: power(rows, point / 100, losing=LOSING))
     return points[place] / 100 if place < len(points) else None

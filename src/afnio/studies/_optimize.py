@@ -384,8 +384,11 @@ class Optimization(Study):
             )
             groups = groups[:size]
         held = HeldOut(self, groups, self.draws)
-        if not self.is_graded:
-            self.tell(f"{len(self.splits.train)} rows train; {foreseen(len(groups))}")
+        trained = f"{len(self.splits.train)} rows train"
+        if not groups:
+            self.tell(f"{trained}, and none are held out, so nothing is measured")
+        elif not self.is_graded:
+            self.tell(f"{trained}; {foreseen(len(groups))}")
         training = TrainingRun(
             self, self.splits.train, self.needs, measured=measured, held=held.runs, patience=self.patience
         )  # fmt: skip

@@ -155,6 +155,13 @@ class Result:
         for name, text in self.prompts.items():
             lines += ["", f"{name}{'' if text != self.start.get(name) else ' (unchanged)'}:"]
             lines += [f"  {line}" for line in text.splitlines()]
+        for name, text in self.candidate.items() if self.before is None and self.gate is None else ():
+            if text != self.prompts.get(name):
+                lines += [
+                    "",
+                    f"{name} (candidate, not measured):",
+                    *(f"  {line}" for line in text.splitlines()),
+                ]
         return "\n".join(lines)
 
     def figures(self) -> list[tuple[str, str]]:
