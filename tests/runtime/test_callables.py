@@ -17,6 +17,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
+import trio
 
 import afnio
 import afnio.cognitive as cog
@@ -178,6 +179,25 @@ def test_a_loop_that_ends_first_ends_its_callables(entrance: str) -> None:
     left = ENTRANCES[entrance](main())
     with pytest.raises(RuntimeError, match="the loop that launched this callable has ended before it"):
         left.data
+
+
+def test_a_callable_that_arrives_as_trios_run_ends_leaves_the_run_alone() -> None:
+    """Trio then calls what is queued, but takes no task. It orders its tasks by chance, so this tries often."""
+
+    async def wait(text: str) -> str:
+        await anyio.sleep(60)
+        return text
+
+    async def main() -> afnio.Variable:
+        started = afnio.Variable("a").map(wait, loop="caller")
+        later = threading.Thread(target=lambda: (afnio.Variable("a") + afnio.Variable("b")).data)
+        later.start()
+        later.join()  # then the launch before it has reached trio's queue
+        return started
+
+    for _ in range(20):
+        with pytest.raises(RuntimeError, match="the loop that launched this callable has ended before it"):
+            trio.run(main).data
 
 
 def test_without_a_loop_the_launch_says_so() -> None:

@@ -113,6 +113,19 @@ def test_a_slow_sink_leaves_events_out_and_holds_nobody_up(caplog: pytest.LogCap
     assert ["100,000 events behind" in record.message for record in caplog.records] == [True]
 
 
+def test_a_sink_that_outlasts_the_end_of_its_run_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr("afnio.tellurio._run._SINK_TIMEOUT", 0.01)
+    with te.init("me", "emails", sinks=[lambda event: go_on.wait()]):
+        pass
+    go_on.set()
+    assert [record.message for record in caplog.records] == [
+        "RunSinks hasn't sent all its events after 0.01 seconds; what it hasn't sent when the program exits is lost"
+    ]
+
+
 def test_a_slow_sink_is_told_how_the_run_ended() -> None:
     """Whatever is left out: a sink that isn't told would take a run that failed for completed."""
     go_on, taken = threading.Event(), threading.Semaphore(0)

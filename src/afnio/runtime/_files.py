@@ -160,8 +160,12 @@ class SQLiteWriter(Generic[T, P]):
                 self._closed = True
                 self._queue.put(None)
         self._hurry.set()
+        self.join(timeout)
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait up to `timeout` seconds for the end of a writer that someone closes."""
         # A callback may close the writer from its own thread, which can't wait for itself.
-        if threading.current_thread() is not self._thread:
+        if self._pid == os.getpid() and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
     def _put(self, item: T | Future[None]) -> bool:

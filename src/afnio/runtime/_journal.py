@@ -244,8 +244,8 @@ class Journal:
         while self.before_close and self._end.alive:
             self.before_close.pop()()
         self._end()
-        # The finalizer runs once. If a callback ran it, the thread still has to be waited for.
-        self._writer.close()
+        # The finalizer runs once. If another thread runs it, that one closes the reader before the writer.
+        self._writer.join()
 
     def __enter__(self) -> Self:
         return self

@@ -442,7 +442,11 @@ class _TrioCaller(CallerLoop):
         sniffio = sys.modules.get("sniffio")
         if sniffio is not None:
             context.run(sniffio.current_async_library_cvar.set, "trio")
-        trio.lowlevel.spawn_system_task(body, context=context)
+        try:
+            trio.lowlevel.spawn_system_task(body, context=context)
+        except RuntimeError:
+            # The run is ending: trio still calls what is queued but takes no new task, and an error here would end it.
+            errand.end(error=RuntimeError(_GONE))
 
     def _ended(self) -> bool:
         try:

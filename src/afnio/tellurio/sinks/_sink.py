@@ -100,6 +100,12 @@ class Sink(ABC):
             self._closed = True
             self._queue.put(None)
         self._thread.join(timeout)
+        if self._thread.is_alive():
+            logging.getLogger("afnio").warning(
+                "%s hasn't sent all its events after %g seconds; what it hasn't sent when the program exits is lost",
+                type(self).__name__,
+                timeout,
+            )
 
     def __enter__(self) -> Self:
         if self._process_wide:

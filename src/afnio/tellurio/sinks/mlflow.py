@@ -87,12 +87,12 @@ class MlflowSink(Sink):
         self._record.flush()
 
     def end(self) -> None:
+        self._record.end()  # first: MLflow may need minutes for the traces, and the program may not wait for them
         if self._tree is not None:
             self._tree.finish()
             import mlflow
 
             mlflow.flush_trace_async_logging()
-        self._record.end()
 
 
 class _MlflowRun:
