@@ -41,6 +41,7 @@ takers.update(httpx=transport_for, aiohttp=aiohttp_reply, urllib3=urllib3_reply)
 
 HttpModule = Literal["httpx2", "httpx"]
 
+# Options of a client that act on the transport that the bridge replaces.
 _OF_TRANSPORTS: Final = (
     "proxy",
     "verify",
@@ -52,7 +53,6 @@ _OF_TRANSPORTS: Final = (
     "uds",
     "local_address",
 )
-"""Options of a client that act on the transport that the bridge replaces."""
 
 
 def client(limits: Limits | None = None, module: HttpModule | None = None, **options: Any) -> Any:

@@ -34,16 +34,17 @@ _LOCAL: Final = {
     # Otherwise a call of Ray's starts a second cluster by itself when this one has just gone.
     "RAY_ENABLE_AUTO_CONNECT": "0",
 }
+# Otherwise Ray ends the whole program 60 seconds after a head has died, though another cluster runs by then:
+# a thread of Ray that nothing stops still waits for the old head. `_Session` sees to it that the lanes don't
+# wait.
 _OURS_TO_END: Final = {"RAY_gcs_rpc_server_reconnect_timeout_s": "1000000"}
-"""Otherwise Ray ends the whole program 60 seconds after a head has died, though another cluster runs by then: a thread
-of Ray that nothing stops still waits for the old head. `_Session` sees to it that the lanes don't wait."""
+# Otherwise Ray waits seven minutes for the tasks of a host that is gone without a word.
 _PROBES: Final = {
     "RAY_grpc_client_keepalive_time_ms": "20000",
     "RAY_grpc_client_keepalive_timeout_ms": "10000",
 }
-"""Otherwise Ray waits seven minutes for the tasks of a host that is gone without a word."""
+# Ray's errors for a task whose own worker ended.
 _LOST: Final = ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "LocalRayletDiedError")
-"""Ray's errors for a task whose own worker ended."""
 
 
 @final
@@ -243,10 +244,10 @@ def _node_of(ray: Any) -> str | None:
 
 _lock: Final = threading.Lock()
 _session: _Session | None = None
+# Seconds between looks at whether the cluster is there.
 _LOOK: Final = 2.0
-"""Seconds between looks at whether the cluster is there."""
+# Seconds that the head has for an answer.
 _PATIENCE: Final = 20.0
-"""Seconds that the head has for an answer."""
 
 
 def _join(ray: Any, address: str | None, executor: RayExecutor) -> _Session:

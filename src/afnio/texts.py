@@ -44,8 +44,8 @@ __all__ = ["fields", "functions", "schema", "skill", "tools"]
 
 T = TypeVar("T")
 Texts: TypeAlias = Mapping[str, str]
+# A name, and the keys that lead to its text.
 Place: TypeAlias = tuple[str, tuple[Any, ...]]
-"""A name, and the keys that lead to its text."""
 
 
 @overload

@@ -132,8 +132,8 @@ def _rows(records: Sequence[Recorded], field: str | None, left_out: Counter[str]
     return list(rows.values())
 
 
+# Kinds of spans that are no call of an app.
 STEPS: Final = frozenset({"tool", "retriever", "embedding", "reranker", "evaluator", "guardrail", "event"})
-"""Kinds of spans that are no call of an app."""
 
 
 def _is_inside(one: Recorded, by_id: Mapping[str, Recorded]) -> bool:

@@ -46,8 +46,8 @@ from afnio.runtime._waiting import Pending, wait_async
 T = TypeVar("T")
 Target = Variable | GradientEdge
 
+# Errors that end the program's work. They aren't failures of a sample, so no quorum masks them.
 _ENDS: Final = (BudgetExceeded, JournalError)
-"""Errors that end the program's work. They aren't failures of a sample, so no quorum masks them."""
 
 
 @folding

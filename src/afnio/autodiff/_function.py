@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from afnio.runtime._loop import CallerLoop
     from afnio.runtime._remote import Remote
 
+# One lane's feedback to its inputs: an entry for each Variable that the op was given, in order.
 LaneFeedback = Sequence[Feedback | str | None]
-"""One lane's feedback to its inputs: an entry for each Variable that the op was given, in order."""
+# Starts a backward that must be awaited.
 Later = Callable[[], Awaitable[LaneFeedback]]
-"""Starts a backward that must be awaited."""
 
 
 class Critic(Protocol):
@@ -57,8 +57,8 @@ class Critic(Protocol):
         """Start the backward of one lane. The names are those of its Variables, by number."""
 
 
+# Where an `async def` runs: on the runtime's loop, or on the loop that launched it.
 Loop = Literal["runtime", "caller"]
-"""Where an `async def` runs: on the runtime's loop, or on the loop that launched it."""
 
 
 def checked_loop(loop: Any) -> Loop:
@@ -478,8 +478,8 @@ class Place(NamedTuple):
     number: int
 
 
+# Makes one argument of a lane from the lane's values of the Variables.
 Filler = Callable[[Sequence[Any]], Any]
-"""Makes one argument of a lane from the lane's values of the Variables."""
 
 
 @final

@@ -15,8 +15,8 @@ from afnio.runtime._callables import call_in_node
 from afnio.runtime._kernel import PENDING, Job, Slot
 from afnio.runtime._tracebacks import caller_line
 
+# Characters of a role that ops join from those of their inputs; a longer one is cut.
 MAX_ROLE: Final = 200
-"""Characters of a role that ops join from those of their inputs; a longer one is cut."""
 
 
 @final

@@ -49,12 +49,12 @@ if TYPE_CHECKING:
 
 
 Leaf = str | int | float | bool | None
+# A leaf, or a list of leaves or lists. (Type checkers reject most user code against the recursive type.)
 Data = Any
-"""A leaf, or a list of leaves or lists. (Type checkers reject most user code against the recursive type.)"""
+# The slots of a value, one for each lane, and if they are a batch.
 Cell = tuple["list[Slot]", bool]
-"""The slots of a value, one for each lane, and if they are a batch."""
+# How many characters of a text `str(variable)` shows.
 MAX_SHOWN = 40
-"""How many characters of a text `str(variable)` shows."""
 
 
 class Origin(NamedTuple):

@@ -31,10 +31,10 @@ EXTRAS: Final = {
     "prices": "genai-prices", "keyring": "keyring", "mlflow": "mlflow-skinny", "opentelemetry": "opentelemetry-api",
     "studio": "starlette",
 }  # fmt: skip
+# Seconds for one call.
 DEADLINE: Final = 60.0
-"""Seconds for one call."""
+# Seconds by which a replica's clock may differ.
 CLOCK: Final = 5.0
-"""Seconds by which a replica's clock may differ."""
 HELLO: Final = [{"role": "user", "content": "Say hello."}]
 PREFERRED: Final = ("gpt-4.1-nano", "gpt-4o-mini")
 SCHEMA: Final = {

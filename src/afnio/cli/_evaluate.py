@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FAILED, UNUSABLE, WORSE, ENDED = 1, 2, 3, 4
+# Above this share of failed rows a score says little.
 MOST_FAILED: Final = 0.1
-"""Above this share of failed rows a score says little."""
 
 EPILOG: Final = """\
 exit codes: 0 done, 1 failed, 2 wrong arguments or data, 3 below --fail-under or worse than --baseline,

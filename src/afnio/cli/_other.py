@@ -414,8 +414,8 @@ def _remove(base_url: str | None) -> int:
 
 # afnio prompts
 
+# The packages with prompts; each has all of them in its `_prompts`.
 PACKAGES: Final = ("afnio.cognitive", "afnio.optim")
-"""The packages with prompts; each has all of them in its `_prompts`."""
 
 
 class ListedPrompt(NamedTuple):

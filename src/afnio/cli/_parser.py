@@ -41,10 +41,10 @@ def meant_by(word: str, choices: Sequence[str]) -> str | None:
     return next(iter(get_close_matches(word, choices, 1)), None)
 
 
+# The width of a table on a wide terminal.
 WIDEST: Final = 140
-"""The width of a table on a wide terminal."""
+# The fewest characters to which a column is cut.
 LEAST: Final = 12
-"""The fewest characters to which a column is cut."""
 
 
 def shell_width() -> int | None:

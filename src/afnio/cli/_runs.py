@@ -298,10 +298,10 @@ def compared(first: Chosen, second: Chosen) -> dict[str, Any]:
 
 # Runs as text.
 
+# Metrics of a run in a list.
 SHOWN_METRICS: Final = 3
-"""Metrics of a run in a list."""
+# Characters of a parameter's value.
 SHOWN_TEXT: Final = 2_000
-"""Characters of a parameter's value."""
 
 
 def list_text(runs: Sequence[Mapping[str, Any]], home: Path) -> str:

@@ -246,13 +246,13 @@ def decoded(value: Any) -> Any:
 
 # JSON documents in a zip, and the file.
 
+# The most bytes that a file may unpack to. A zip bomb of a few kilobytes can claim terabytes.
 LARGEST: Final = 2**30
-"""The most bytes that a file may unpack to. A zip bomb of a few kilobytes can claim terabytes."""
+# Suffix of temporary names, `.NAME.xxxxxxxx.tmp`: leftovers of a killed process can be found and deleted.
 TEMPORARY: Final = ".tmp"
-"""Suffix of temporary names, `.NAME.xxxxxxxx.tmp`: leftovers of a killed process can be found and deleted."""
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+# Mode of files: prompts and feedback may be private.
 _PRIVATE: Final = 0o600
-"""Mode of files: prompts and feedback may be private."""
 
 
 def packed(documents: Mapping[str, Any]) -> bytes:
@@ -335,6 +335,7 @@ def _sync(folder: Path) -> None:
 CHECKPOINT_FORMAT: Final = 1
 _VERSIONS: Final = "versions"
 _KIND: Final = "afnio checkpoint"
+# The fields in each document. If an older file lacks a document, its fields are missing from the result.
 _LAYOUT: Final = {
     "parameters": ("agent",),
     "optimizer": ("optimizers",),
@@ -343,9 +344,8 @@ _LAYOUT: Final = {
     "ledger": ("ledger",),
     "callbacks": ("callbacks",),
 }
-"""The fields in each document. If an older file lacks a document, its fields are missing from the result."""
+# Documents with a digest in versions.json. Without it an edit would only surface in the middle of a run.
 _SEALED: Final = ("optimizer", "rng", "callbacks")
-"""Documents with a digest in versions.json. Without it an edit would only surface in the middle of a run."""
 _LISTS: Final = ("optimizers", "history")
 
 

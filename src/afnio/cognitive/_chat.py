@@ -255,10 +255,10 @@ async def criticize_trace(
     return await _ask(job, model, messages, ids, values, provenance, wanted)
 
 
+# Calls of a trace that are read on the loop.
 FEW: Final = 4
-"""Calls of a trace that are read on the loop."""
+# Tokens of an agent's input, or of its output, that the critic reads in addition to the calls.
 LONGEST_INPUT: Final = 2_000
-"""Tokens of an agent's input, or of its output, that the critic reads in addition to the calls."""
 
 
 def _unseen(inputs: Mapping[str, Any], shown: Transcript, count: Callable[[str], int]) -> dict[str, str]:

@@ -47,13 +47,13 @@ from afnio.runtime._waiting import wait
 from afnio.runtime.events import SampleScored, emit, listening
 
 FeedbackBy = Literal["rules", "lm"]
+# Decides if a sample is right. It gets a list with that sample's score alone, so `all` is one.
 SuccessFn = Callable[[list[Any]], object]
-"""Decides if a sample is right. It gets a list with that sample's score alone, so `all` is one."""
+# Makes the batch's score of the list of its samples' scores; None keeps a score for each sample.
 ReductionFn = Callable[[list[Any]], Any] | None
-"""Makes the batch's score of the list of its samples' scores; None keeps a score for each sample."""
 
+# How many samples a batch's explanation lists at most.
 MAX_LISTED = 50
-"""How many samples a batch's explanation lists at most."""
 
 
 class Judgement(NamedTuple):

@@ -388,8 +388,8 @@ def _replaced(
 # Steps for a Trainer
 
 
+# Receives the metrics of `self.log()`; set for the context of a Trainer's step.
 step_log: Final[ContextVar[Callable[[str, Any], None] | None]] = ContextVar("afnio_step_log", default=None)
-"""Receives the metrics of `self.log()`; set for the context of a Trainer's step."""
 
 _mode: Final[ContextVar[bool | None]] = ContextVar("afnio_mode", default=None)
 
@@ -415,8 +415,8 @@ class Training:
     `(score, explanation)`, or a dict with that as "score" and further metrics, or None to skip the batch.
     """
 
+    # If False, `training_step` clears, runs backward and steps itself, with `self.optimizers()`.
     automatic_optimization: bool = True
-    """If False, `training_step` clears, runs backward and steps itself, with `self.optimizers()`."""
 
     @property
     def training(self) -> bool:

@@ -416,8 +416,8 @@ def deterministic_feedback(purpose: str, prediction: Any, target: Any, score: An
 # Prompts that users replace.
 
 
+# Replacement texts by the name of the prompt.
 replaced: Final[Setting[Mapping[str, str]]] = Setting("prompts", {})
-"""Replacement texts by the name of the prompt."""
 _PLACEHOLDER: Final = re.compile(r"\{[a-z_]+\}")
 
 
@@ -475,8 +475,8 @@ class Replacement(Assignment[Mapping[str, str]]):
 
 T = TypeVar("T")
 
+# The HTTP statuses with which endpoints refuse a parameter that they don't know.
 REFUSALS: Final = (400, 422)
-"""The HTTP statuses with which endpoints refuse a parameter that they don't know."""
 _FENCE: Final = re.compile(r"^\s*```[a-zA-Z]*\s*\n(.*)\n\s*```\s*$", re.DOTALL)
 
 

@@ -33,10 +33,10 @@ from afnio.runtime._kernel import Body, Job, Launch, Outcomes, Slot, within
 from afnio.runtime._tracebacks import Failure
 from afnio.runtime._waiting import wait_async
 
+# Tokens of feedback that one prompt shows by default: about a hundred gradients of one sentence.
 BUDGET: Final = 4_000
-"""Tokens of feedback that one prompt shows by default: about a hundred gradients of one sentence."""
+# The fraction of the texts that must have been read if calls fail.
 QUORUM: Final = 0.5
-"""The fraction of the texts that must have been read if calls fail."""
 
 
 @final
@@ -131,8 +131,8 @@ def _check_quorum(
 
 
 FAN_IN: Final = 16
+# At most this many feedback texts are in one group, even if they are short: models lose count of more.
 MAX_ENTRIES: Final = 256
-"""At most this many feedback texts are in one group, even if they are short: models lose count of more."""
 TOKENS_PER_POINT: Final = 40
 WORDS_PER_TOKEN: Final = 0.75
 
@@ -371,12 +371,12 @@ def _parts(slots: Sequence[Slot]) -> list[Part]:
 # same in every process, and ties go to the earlier text.
 
 
+# How many hashes of a text are kept. The standard error of a similarity of 0.5 is then 0.09.
 SKETCH: Final = 32
-"""How many hashes of a text are kept. The standard error of a similarity of 0.5 is then 0.09."""
+# The share of common words from which two texts count as the same feedback on different samples.
 SIMILAR: Final = 0.4
-"""The share of common words from which two texts count as the same feedback on different samples."""
+# A prediction or target of at most this many characters is taken for a label.
 MAX_LABEL: Final = 60
-"""A prediction or target of at most this many characters is taken for a label."""
 _WORD: Final = re.compile(r"[^\W\d_]{4,}")
 _QUOTED: Final = re.compile(r"\"[^\"\n]{0,200}\"|“[^”\n]{0,200}”|`[^`\n]{0,200}`")
 

@@ -47,12 +47,12 @@ from afnio.runtime._tracebacks import Failure
 from afnio.runtime._waiting import check_blocking
 
 _END: Final = object()
+# Errors after which no other row could succeed.
 _FOR_GOOD: Final = (BudgetExceeded, JournalError, LaunchCancelledError, RuntimeClosedError)
-"""Errors after which no other row could succeed."""
+# Seconds for a row of a source that is so slow that results go before further rows.
 _SLOW: Final = 0.01
-"""Seconds for a row of a source that is so slow that results go before further rows."""
+# Rows launched on an event loop before its other tasks have a turn: about 5 ms.
 _AT_ONCE: Final = 50
-"""Rows launched on an event loop before its other tasks have a turn: about 5 ms."""
 
 T = TypeVar("T")
 

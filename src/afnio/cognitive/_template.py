@@ -19,13 +19,13 @@ from afnio.runtime._kernel import PENDING
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+# A check of proposed values.
+#
+# A callable, `def` or `async def`, returns None or True for a value that passes. For one that doesn't it
+# returns False or a text with the reason, or raises ValueError. A compiled pattern must be found in the
+# value. For a pydantic model or a JSON schema (a dict; needs the extra `schema`) the value must be JSON that
+# fits it.
 Validator: TypeAlias = "Callable[[str], Any] | re.Pattern[str] | Mapping[str, Any] | type[BaseModel]"
-"""A check of proposed values.
-
-A callable, `def` or `async def`, returns None or True for a value that passes. For one that doesn't it returns False or
-a text with the reason, or raises ValueError. A compiled pattern must be found in the value. For a pydantic model or a
-JSON schema (a dict; needs the extra `schema`) the value must be JSON that fits it.
-"""
 
 
 class Parameter(Variable):

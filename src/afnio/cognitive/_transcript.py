@@ -28,19 +28,20 @@ from afnio.models._apis import dialect_named
 from afnio.models._dialect import Dialect, dicts, mapping, text_of
 from afnio.models._trace import TracedCall
 
+# Tokens of a trace that one critic reads.
 MOST_TOKENS: Final = 16_000
-"""Tokens of a trace that one critic reads."""
+# Tokens that a cut message keeps at least. Calls in the middle are left out before messages get shorter.
 _FEWEST: Final = 24
-"""Tokens that a cut message keeps at least. Calls in the middle are left out before messages get shorter."""
+# One part in so many of the tokens is for the declarations of tools.
 _FOR_TOOLS: Final = 4
-"""One part in so many of the tokens is for the declarations of tools."""
 _PER_CALL: Final = 20
+# Tokens of the tags around a call and a message.
 _PER_MESSAGE: Final = 12
-"""Tokens of the tags around a call and a message."""
+# Levels of a tool's declaration that are read.
 _DEEP: Final = 8
-"""Levels of a tool's declaration that are read."""
+# Characters from which a message counts as a repetition. Shorter ones, such as "go on", may really be said
+# twice.
 _REPEATED: Final = 40
-"""Characters from which a message counts as a repetition. Shorter ones, such as "go on", may really be said twice."""
 
 
 class Said(NamedTuple):
@@ -220,8 +221,8 @@ def _clean(text: str) -> str:
 
 
 _HOLE: Final = re.compile(r"\{[^{}\n]*\}")
+# Characters that a literal piece of a template has at least, to be looked for.
 _LITERAL: Final = 8
-"""Characters that a literal piece of a template has at least, to be looked for."""
 
 
 def places(text: str, value: str) -> list[tuple[int, int]]:

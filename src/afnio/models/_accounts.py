@@ -23,6 +23,7 @@ from afnio.errors import KeyStoreError
 from afnio.models._masking import names_secret, secrets_in_url
 from afnio.runtime._limits import Account
 
+# Headers that neither change a reply nor say who asks: of connections, of programs, and of tracing.
 _HARMLESS: Final = frozenset(
     {
         "accept", "accept-charset", "accept-encoding", "accept-language", "amz-sdk-request", "b3", "baggage",
@@ -34,13 +35,12 @@ _HARMLESS: Final = frozenset(
         "x-real-ip",
     }
 )  # fmt: skip
-"""Headers that neither change a reply nor say who asks: of connections, of programs, and of tracing."""
 _HARMLESS_BEGINNINGS: Final = ("sec-", "x-afnio-", "x-b3-", "x-datadog-", "x-stainless-")
 _HARMLESS_ENDINGS: Final = (
     "correlation-id", "invocation-id", "request-id", "trace-id", "-trace", "-traceparent",
 )  # fmt: skip
+# Headers that say whose quota a key uses.
 _QUOTA: Final = ("openai-organization", "openai-project", "x-goog-user-project")
-"""Headers that say whose quota a key uses."""
 _AWS_KEY: Final = re.compile(r"AWS4-\S+ Credential=([^/,\s]+)")
 
 
@@ -167,8 +167,8 @@ def basic_credentials(url: str) -> str:
 # The keyring
 
 
+# The service name of all keys in the keyring. The user name is the endpoint's base URL.
 SERVICE: Final = "afnio"
-"""The service name of all keys in the keyring. The user name is the endpoint's base URL."""
 
 
 def keep_key(url: str, key: str) -> None:

@@ -33,14 +33,14 @@ from afnio.runtime.events import Usage
 
 Write = Callable[[bytes], Awaitable[object]]
 
+# Seconds for a short request, such as a question about a parcel.
 PATIENCE: Final = 60.0
-"""Seconds for a short request, such as a question about a parcel."""
+# Seconds for an upload.
 UPLOAD: Final = 1800.0
-"""Seconds for an upload."""
+# Bytes of a response that isn't a file.
 MOST_JSON: Final = 16 << 20
-"""Bytes of a response that isn't a file."""
+# Pages of 100 parcels that are searched for one whose name is unknown.
 PAGES: Final = 20
-"""Pages of 100 parcels that are searched for one whose name is unknown."""
 _NOT_SENT: Final = frozenset({"content-type", "content-length", "idempotency-key", "accept-encoding"})
 _AGAIN: Final = frozenset({0, 408, 409, 425, 429})
 _NAME: Final = re.compile(r"[\w.:-]{1,200}")

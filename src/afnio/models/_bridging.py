@@ -46,8 +46,9 @@ from afnio.runtime._limits import Account, Limits, give_limits, given_limits, ti
 from afnio.runtime._tracebacks import caller_line
 from afnio.runtime._waiting import active_journal
 
+# Distinguishes calls outside of any scope when nothing is recorded. Counting each request would fill the
+# memory.
 _numbers: Final = itertools.count(1)
-"""Distinguishes calls outside of any scope when nothing is recorded. Counting each request would fill the memory."""
 
 
 @final
@@ -126,11 +127,11 @@ def _address(scope: Scope, request: RawRequest) -> str:
     return path if count == 1 else f"{path}#{count}"
 
 
+# Seconds for which a repeated request waits for the end of the connection that it replaces.
 RETRY_GRACE: Final = 0.05
-"""Seconds for which a repeated request waits for the end of the connection that it replaces."""
 
+# The account and the `shared_key` of a request.
 Name = tuple[Account, str]
-"""The account and the `shared_key` of a request."""
 
 
 def name_of(raw: RawRequest) -> Name:

@@ -64,13 +64,13 @@ def _decode(payload: bytes) -> ChatResponse:
     return ChatResponse(**{**fields, "tool_calls": calls, "usage": Usage(**fields["usage"])})
 
 
+# How a journal stores replies, and how the engine corrects their usage.
 CODEC: Final = Codec(
     encode=_encode,
     decode=_decode,
     reusable=lambda response: response.complete,
     recount=lambda response, usage: replace(response, usage=usage),
 )
-"""How a journal stores replies, and how the engine corrects their usage."""
 
 
 class ChatClient(ABC):

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
+# The number of connections opened at the same time.
+#
+# At 1 ms of CPU time for each handshake, more would only wait for the CPU, unless a handshake takes longer
+# than 128 ms.
 OPENING: Final = 128
-"""The number of connections opened at the same time.
-
-At 1 ms of CPU time for each handshake, more would only wait for the CPU, unless a handshake takes longer than 128 ms.
-"""
 
 
 @final

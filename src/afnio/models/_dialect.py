@@ -25,11 +25,11 @@ from afnio.runtime.events import Usage
 Json = Mapping[str, Any]
 Events = Iterable[dict[str, Any]]
 
+# Counted for an image or a file inside a request. By its bytes one of 1 MB would count as 350,000 tokens.
 IMAGE_TOKENS: Final = 1_000
-"""Counted for an image or a file inside a request. By its bytes one of 1 MB would count as 350,000 tokens."""
 _PER_MESSAGE: Final = 4
+# A long text of these characters alone is base64.
 _ENCODED: Final = re.compile(r"[A-Za-z0-9+/_=-]{1000,}")
-"""A long text of these characters alone is base64."""
 
 
 class Dialect(ABC):

@@ -69,27 +69,27 @@ from afnio.runtime._loop import Cancelled, loop_time
 from afnio.runtime._spending import BATCH
 from afnio.runtime.events import Usage
 
+# Seconds that a stream may take in all. Between two pieces of it, the request's own read timeout counts.
 STREAM_DEADLINE: Final = 3600.0
-"""Seconds that a stream may take in all. Between two pieces of it, the request's own read timeout counts."""
+# Seconds without a byte of a stream, if the request has no timeout of its own.
 READ_TIMEOUT: Final = 600.0
-"""Seconds without a byte of a stream, if the request has no timeout of its own."""
+# Seconds for which a stream is read on after its reader has left.
 READ_ON: Final = 5.0
-"""Seconds for which a stream is read on after its reader has left."""
+# The most tokens that are read on.
 READ_ON_TOKENS: Final = 2_000
-"""The most tokens that are read on."""
+# Bytes of a stream's event.
 MOST_EVENT: Final = 16 << 20
-"""Bytes of a stream's event."""
+# Seconds between a stream's last event and the end of its body.
 _END_OF_BODY: Final = 5.0
-"""Seconds between a stream's last event and the end of its body."""
+# Headers that belong to a connection, and aren't passed on.
 HOP_BY_HOP: Final = frozenset(
     {
         "connection", "content-length", "expect", "host", "keep-alive", "proxy-authorization", "proxy-connection",
         "te", "trailer", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
-"""Headers that belong to a connection, and aren't passed on."""
+# Headers of a request that aren't sent: aiohttp asks for the encodings that it can undo.
 _NOT_SENT: Final = HOP_BY_HOP | {"accept-encoding"}
-"""Headers of a request that aren't sent: aiohttp asks for the encodings that it can undo."""
 _NOT_RETURNED: Final = HOP_BY_HOP | {"content-encoding", "proxy-authenticate", "set-cookie"}
 
 
@@ -131,8 +131,8 @@ class Opened(Protocol):
     async def read_all(self) -> bytes: ...
 
 
+# Sends a request with this body once. It raises a `ModelError` if there is no response.
 Sender = Callable[[RawRequest, bytes], Awaitable[Opened]]
-"""Sends a request with this body once. It raises a `ModelError` if there is no response."""
 
 
 async def send_by_aiohttp(request: RawRequest, body: bytes) -> Opened:
@@ -572,8 +572,8 @@ class _Head:
     headers: Mapping[str, str]
 
 
+# APIs that have batches.
 _BATCHES: Final = frozenset({"chat/completions", "responses", "embeddings", "messages"})
-"""APIs that have batches."""
 
 
 def _is_stream(content_type: str) -> bool:
@@ -622,6 +622,7 @@ def _uncounted() -> FinalModelError:
     return error
 
 
+# Our own responses. (408, 409, 429 and 5xx would make SDKs retry, but for the header.)
 _REFUSALS: Final[tuple[tuple[Any, int, str], ...]] = (
     (BudgetExceeded, 402, "budget_exceeded"),
     (UnknownPriceError, 402, "unknown_price"),
@@ -633,7 +634,6 @@ _REFUSALS: Final[tuple[tuple[Any, int, str], ...]] = (
     (TransientModelError, 504, "no_reply"),
     (FinalModelError, 502, "model_error"),
 )
-"""Our own responses. (408, 409, 429 and 5xx would make SDKs retry, but for the header.)"""
 
 
 def _told(error: BaseException, request: RawRequest) -> str:
@@ -684,10 +684,10 @@ def _as_openai(headers: Mapping[str, str]) -> Mapping[str, str]:
 # Rehearsals
 
 
+# The fields of all APIs that hold what a model reads.
 _MESSAGES: Final = (
     "messages", "input", "contents", "prompt", "system", "instructions", "systemInstruction", "system_instruction"
 )  # fmt: skip
-"""The fields of all APIs that hold what a model reads."""
 
 
 def _made_up(request: RawRequest, rehearsed: Any, origin: CallOrigin) -> RawReply:

@@ -27,12 +27,16 @@ from typing import Any, Final, final
 from afnio.models._apis import may_be_known
 from afnio.models._installed import add_route
 
+# The header with the URL that a forwarded request is for.
 TARGET: Final = "x-afnio-target"
-"""The header with the URL that a forwarded request is for."""
+# The header with its client's read timeout, which begins on the wire and not while it waits for its turn.
 READ_TIMEOUT: Final = "x-afnio-read-timeout"
-"""The header with its client's read timeout, which begins on the wire and not while it waits for its turn."""
+# Stands between a lane's token and the run of its function. No token contains it.
 RUN: Final = "."
-"""Stands between a lane's token and the run of its function. No token contains it."""
+# Socket options with which a connection to a host that is gone ends after 40 s.
+#
+# Such a host sends no packet that says so. A call may wait for its reply for an hour, and without probes it
+# would. They also keep a connection open in firewalls that forget idle ones.
 PROBES: Final = [
     (level, getattr(socket, name), value)
     for level, name, value in (
@@ -45,11 +49,6 @@ PROBES: Final = [
     )
     if hasattr(socket, name)
 ]
-"""Socket options with which a connection to a host that is gone ends after 40 s.
-
-Such a host sends no packet that says so. A call may wait for its reply for an hour, and without probes it would.
-They also keep a connection open in firewalls that forget idle ones.
-"""
 
 
 @final
@@ -101,8 +100,8 @@ class Forwarded(AbstractContextManager[None]):
 
 
 _of_lane: Final[ContextVar[str | None]] = ContextVar("afnio_forwarded", default=None)
+# The address of the lane in the main thread, for threads without a context.
 _of_process: str | None = None
-"""The address of the lane in the main thread, for threads without a context."""
 
 
 def this_host() -> str:

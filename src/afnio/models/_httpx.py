@@ -33,8 +33,8 @@ from afnio.runtime._waiting import wait_async
 
 T = TypeVar("T")
 
+# The most worker threads in which an inner transport that blocks may be waited for.
 _INNER_THREADS: Final = 256
-"""The most worker threads in which an inner transport that blocks may be waited for."""
 
 
 _classes: dict[str, type[Any]] = {}

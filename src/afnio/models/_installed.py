@@ -73,8 +73,8 @@ def add_route(owner: Owner, library: str, route: Route) -> None:
 _routes: Final[dict[tuple[Owner, str], Route]] = {}
 _lock: Final = threading.RLock()
 _patched: Final[set[str]] = set()
+# The modules that are patched after their import.
 _waiting: Final[dict[str, Callable[[Any], None]]] = {}
-"""The modules that are patched after their import."""
 
 
 @final
@@ -169,13 +169,13 @@ def _patch_http_client(module: Any) -> None:
     module.HTTPConnection.request = routed
 
 
+# The patched classes of each library, by module.
 _PATCHES: Final[dict[str, dict[str, Callable[[Any], None]]]] = {
     "httpx": {"httpx2": _patch_httpx, "httpx": _patch_httpx},
     "aiohttp": {"aiohttp.client": _patch_aiohttp},
     "urllib3": {"urllib3.connectionpool": _patch_urllib3},
     "http.client": {"http.client": _patch_http_client},
 }
-"""The patched classes of each library, by module."""
 
 
 _logger = logging.getLogger("afnio")
@@ -290,8 +290,8 @@ def watch() -> None:
 
 
 _watching: Final[list[bool]] = []
+# The functions that take the requests of each library.
 takers: Final[dict[str, Callable[..., Any]]] = {}
-"""The functions that take the requests of each library."""
 
 
 # Routes
@@ -371,17 +371,17 @@ def _watching_transport(library: Any, transport: Any) -> Any:
 
 # Requests that nothing takes
 
+# Paths of OpenAI's, Anthropic's, Google's, Amazon's and Ollama's APIs.
 _MODEL_PATH: Final = re.compile(
     r"/(?:chat/completions|completions|responses|embeddings|messages)/?$"
     r"|:(?:generateContent|streamGenerateContent|predict|rawPredict|streamRawPredict)$"
     r"|/model/[^/]+/(?:converse|invoke)(?:-stream|-with-response-stream)?$"
     r"|/api/(?:chat|generate|embed)$"
 )
-"""Paths of OpenAI's, Anthropic's, Google's, Amazon's and Ollama's APIs."""
+# Paths where providers count tokens for nothing. The body is that of a call.
 _FREE_PATH: Final = re.compile(r"/count[_-]tokens/?$|/responses/input_tokens/?$|:countTokens$")
-"""Paths where providers count tokens for nothing. The body is that of a call."""
+# Bytes of the longest body that is parsed to see whether it is a call of a model.
 _LONGEST: Final = 4 << 20
-"""Bytes of the longest body that is parsed to see whether it is a call of a model."""
 
 
 def note_unseen(url: str, body: Any, advice: str = "") -> None:
@@ -459,6 +459,6 @@ def _is_chat(body: Any) -> bool:
     return isinstance(parsed, dict) and _is_chat(parsed)
 
 
+# URLs that `bridge.url` serves in this process.
 own_addresses: Final[set[str]] = set()
-"""URLs that `bridge.url` serves in this process."""
 _warned: Final[set[str]] = set()

@@ -120,8 +120,8 @@ class _Lane(NamedTuple):
     upstream: str | None
     limits: Limits | None
     context: Context
+    # A lane in a worker has one of rule "nth". Its requests name their targets.
     memory: Memory
-    """A lane in a worker has one of rule "nth". Its requests name their targets."""
     of_worker: bool = False
 
 

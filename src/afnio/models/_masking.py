@@ -20,8 +20,8 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 MASK: Final = "<api key>"
+# Shorter secrets aren't masked: they would match ordinary words.
 SHORTEST: Final = 8
-"""Shorter secrets aren't masked: they would match ordinary words."""
 
 _NAME: Final = (
     "(?:(?<![A-Za-z])|(?=[A-Z][a-z]))"  # a separate word, as in `api-key` and `apiKey`
@@ -46,22 +46,23 @@ _LOOKS: Final = re.compile(
     """
 )
 _LIKE_A_KEY: Final = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])[\w.~+/=-]{20,}")
+# The first characters of all escapes, and the first one alone, which is found thirty times as fast if it is
+# absent.
+#
+# A text without escapes can only contain a secret verbatim.
 _ESCAPES: Final = ((b"\\", (b"\\u00", b"\\x", b"\\/")), (b"%", (b"%",)), (b"&", (b"&#",)))
-"""The first characters of all escapes, and the first one alone, which is found thirty times as fast if it is absent.
-
-A text without escapes can only contain a secret verbatim.
-"""
 _ESCAPED: Final = re.compile(
     rb"\\[ux](?:00)?([2-7][0-9A-Fa-f])|%([2-9A-Fa-f][0-9A-Fa-f])|&#[xX]0{0,5}([2-7][0-9A-Fa-f]);|&#0{0,5}([1-9]\d{1,2});"
 )
+# The most layers of escapes that are undone.
 ROUNDS: Final = 4
-"""The most layers of escapes that are undone."""
+# A text with more escapes is masked as a whole. Each costs the event loop 0.5 µs, and no real reply has as
+# many.
 MOST_ESCAPES: Final = 200_000
-"""A text with more escapes is masked as a whole. Each costs the event loop 0.5 µs, and no real reply has as many."""
+# Bytes. A longer text with an escaped secret is masked as a whole.
 LONGEST: Final = 2**20
-"""Bytes. A longer text with an escaped secret is masked as a whole."""
+# Characters of an escaped secret that are matched; see `_pattern`.
 HEAD: Final = 64
-"""Characters of an escaped secret that are matched; see `_pattern`."""
 
 
 def mask(text: bytes, secrets: tuple[str, ...]) -> bytes:

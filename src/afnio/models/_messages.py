@@ -199,15 +199,15 @@ class ToolCall:
 
 
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+# Characters from which on a text's JSON is kept for the next request, which may have the same prompt.
 LONG: Final = 4_000
-"""Characters from which on a text's JSON is kept for the next request, which may have the same prompt."""
+# Texts that are kept.
 KEPT: Final = 4
-"""Texts that are kept."""
+# Characters of the longest text that is kept.
 LONGEST_KEPT: Final = 1_000_000
-"""Characters of the longest text that is kept."""
 
+# Long texts and their JSON, the last used first. It is replaced as a whole, so any thread may.
 _kept: tuple[tuple[str, bytes], ...] = ()
-"""Long texts and their JSON, the last used first. It is replaced as a whole, so any thread may."""
 
 
 def _write_request(fields: Mapping[str, Any], pieces: list[bytes]) -> None:
@@ -284,8 +284,8 @@ def _quote(text: str) -> bytes:
         return _ENCODER.encode(text).encode()
 
 
+# Names of fields are few, and the same in each request.
 _name = lru_cache(maxsize=256)(_quote)
-"""Names of fields are few, and the same in each request."""
 
 
 def _first_to_json(text: str) -> bytes:

@@ -30,8 +30,8 @@ from afnio.models._streams import BrokenReplyError
 from afnio.models._transport import MAX_REPLY, unreachable
 from afnio.runtime._kernel import current_runtime, on_runtime_thread
 
+# The most worker threads in which pools of urllib3 are waited for.
 _THREADS: Final = 256
-"""The most worker threads in which pools of urllib3 are waited for."""
 _PIECE: Final = 1 << 16
 
 

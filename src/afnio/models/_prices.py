@@ -45,8 +45,8 @@ from afnio.runtime._waiting import active_journal
 if TYPE_CHECKING:
     from afnio.runtime._journal import Journal
 
+# The environment variable with the path of the user's price file.
 ENVIRONMENT: Final = "AFNIO_PRICES"
-"""The environment variable with the path of the user's price file."""
 
 
 def price_of(model: str, provider_url: str) -> Price | None:
@@ -77,16 +77,18 @@ def _price_of(file: Path | None, model: str, url: str) -> Price | None:
     return _shared(price, _share(url, tier)) if price is not None and tier else price
 
 
+# Shares of the standard price by provider and tier. The tier "flex" of another provider (Groq) costs the full
+# price.
+#
+# Sources: https://platform.openai.com/docs/guides/flex-processing,
+# https://platform.openai.com/docs/guides/batch,
+# https://docs.anthropic.com/en/docs/build-with-claude/batch-processing, https://console.groq.com/docs/batch
 _SHARES: Final = {
     ("api.openai.com", FLEX): Decimal("0.5"),
     ("api.openai.com", BATCH): Decimal("0.5"),
     ("api.anthropic.com", BATCH): Decimal("0.5"),
     ("api.groq.com", BATCH): Decimal("0.5"),
 }
-"""Shares of the standard price by provider and tier. The tier "flex" of another provider (Groq) costs the full price.
-
-Sources: https://platform.openai.com/docs/guides/flex-processing, https://platform.openai.com/docs/guides/batch,
-https://docs.anthropic.com/en/docs/build-with-claude/batch-processing, https://console.groq.com/docs/batch"""
 
 
 def _share(url: str, tier: str) -> Decimal:
@@ -139,8 +141,8 @@ def _prices_of(model: str, url: str) -> tuple[Price | None, Mapping[str, Price |
     return price_of(model, url), {tier: price_of(model, at_tier(url, tier)) for tier in (FLEX, BATCH)}
 
 
+# Answers of `price_of`, for the runtime's thread.
 _looked_up: dict[tuple[str | None, str, str], tuple[Price | None, Mapping[str, Price | None]]] = {}
-"""Answers of `price_of`, for the runtime's thread."""
 
 
 async def _count_earlier_runs(budgets: tuple[Budget, ...], journal: Journal) -> None:

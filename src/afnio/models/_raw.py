@@ -27,12 +27,12 @@ from afnio.runtime._call import Codec
 from afnio.runtime._limits import Account, RateLimits
 from afnio.runtime.events import Usage
 
+# Headers that a journal keeps. Rate limits belong to the moment.
 _KEPT: Final = ("content-type", "request-id", "x-request-id")
-"""Headers that a journal keeps. Rate limits belong to the moment."""
+# The header with which a client asks for the standard service tier ("standard") while "flex" has no room.
 FALLBACK: Final = "x-afnio-fallback"
-"""The header with which a client asks for the standard service tier ("standard") while "flex" has no room."""
+# Makes the SDKs of OpenAI and Anthropic raise instead of trying again.
 NO_RETRY: Final = {"x-should-retry": "false"}
-"""Makes the SDKs of OpenAI and Anthropic raise instead of trying again."""
 
 
 @final

@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession, web
     from aiohttp.web_protocol import RequestHandler
 
+# Bytes of a request.
 MOST_BODY: Final = 64 << 20
-"""Bytes of a request."""
+# Seconds for a request's body.
 BODY_TIME: Final = 120.0
-"""Seconds for a request's body."""
+# Seconds after which a connection without a request is closed. A head that isn't whole is no request.
 IDLE: Final = 60.0
-"""Seconds after which a connection without a request is closed. A head that isn't whole is no request."""
+# Seconds after which a stream that waits for its first event is sent a comment, and again each time.
 COMMENT: Final = 15.0
-"""Seconds after which a stream that waits for its first event is sent a comment, and again each time."""
 _BACKLOG: Final = 1024
+# Connections accepted at a time. Without a free descriptor asyncio logs an error for each of them.
 _ACCEPTED: Final = 16
-"""Connections accepted at a time. Without a free descriptor asyncio logs an error for each of them."""
+# Encodings of bodies that aiohttp undoes.
 _UNDONE: Final = frozenset({"gzip", "deflate", "br", "zstd"})
-"""Encodings of bodies that aiohttp undoes."""
 
 
 class Visit(NamedTuple):

@@ -37,13 +37,13 @@ from afnio.runtime._limits import NO_LIMIT, LimitReading, RateLimits, warn_once
 from afnio.runtime.events import Usage
 
 TRANSIENT: Final = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+# The longest wait in seconds that a provider's header can cause.
 LONGEST_WAIT: Final = 600.0
-"""The longest wait in seconds that a provider's header can cause."""
 OUT_OF_MONEY: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+# Codes of a service tier without room: OpenAI's (status 429) and Groq's (498).
 NO_ROOM: Final = frozenset({"resource_unavailable", "capacity_exceeded"})
-"""Codes of a service tier without room: OpenAI's (status 429) and Groq's (498)."""
+# The most characters of a provider's message that an error quotes.
 LONGEST: Final = 2000
-"""The most characters of a provider's message that an error quotes."""
 
 
 def read_reply(status: int, headers: Mapping[str, str], body: bytes, url: str) -> ChatResponse:
@@ -206,8 +206,8 @@ def _codes(fields: Mapping[str, Any]) -> set[str]:
 #
 # Only the text and the tool calls have types. Any other field may be missing or odd without losing the reply.
 
+# Types of the message parts that are the model's answer, rather than its thoughts.
 _TEXT: Final = ("text", "output_text", "refusal")
-"""Types of the message parts that are the model's answer, rather than its thoughts."""
 
 
 class _Function(BaseModel):
@@ -462,8 +462,8 @@ def _whole(text: str | None) -> int | None:
 
 
 DAY: Final = 86_400.0
+# From here on, a number is a Unix time: no server means a duration of 30 years.
 _UNIX: Final = 1e9
-"""From here on, a number is a Unix time: no server means a duration of 30 years."""
 _UNIX_MS: Final = 1e11
 
 

@@ -16,8 +16,8 @@ from afnio.runtime._kernel import current_runtime
 from afnio.runtime._loop import parking
 from afnio.runtime.events import Usage
 
+# Bytes of a stream that wait for a slow reader. Then nothing more is read from the connection.
 BUFFER: Final = 256 << 10
-"""Bytes of a stream that wait for a slow reader. Then nothing more is read from the connection."""
 
 
 class Head(NamedTuple):

@@ -35,16 +35,17 @@ from afnio.runtime._budget import Budget, current_budgets
 from afnio.runtime._limits import Account
 from afnio.runtime.events import Usage, unheard
 
+# The path of a chat completion, native or bridged.
 CHAT_PATH: Final = "chat/completions"
-"""The path of a chat completion, native or bridged."""
+# Errors after which no call of the lane can succeed. So does a `BudgetExceeded`, if the budget is around the
+# lane.
 _FOR_GOOD: Final = (JournalError, LaunchCancelledError, ProviderDownError, UnknownPriceError)
-"""Errors after which no call of the lane can succeed. So does a `BudgetExceeded`, if the budget is around the lane."""
 
 
+# Characters from which a text of a request is kept only once.
 _LONG: Final = 200
-"""Characters from which a text of a request is kept only once."""
+# Levels of a request that are copied.
 _DEEP: Final = 16
-"""Levels of a request that are copied."""
 
 
 @final
@@ -129,12 +130,12 @@ class Trace:
         )
 
 
+# The trace of the calls that are launched in this context, or None.
 current_trace: Final[ContextVar[Trace | None]] = ContextVar("afnio_trace", default=None)
-"""The trace of the calls that are launched in this context, or None."""
 
+# True while the engine sends an attempt. The HTTP client that it uses may be the bridge's, or a patched one:
+# it must not make a call of it once more.
 in_attempt: Final[ContextVar[bool]] = ContextVar("afnio_in_attempt", default=False)
-"""True while the engine sends an attempt. The HTTP client that it uses may be the bridge's, or a patched one: it must
-not make a call of it once more."""
 
 
 @contextmanager
@@ -162,16 +163,16 @@ def tracing(record: bool = True, *, purpose: str = "chat") -> Iterator[Trace]:
 # Rehearsals
 
 
+# About right for English.
 CHARACTERS_PER_TOKEN: Final = 4
-"""About right for English."""
+# Tokens of a made-up text by purpose: the usual lengths of feedback, proposals and reductions.
 LENGTHS: Final = {"backward": 100, "step": 400, "reduce": 300}
-"""Tokens of a made-up text by purpose: the usual lengths of feedback, proposals and reductions."""
+# Tokens of a made-up text for other purposes.
 USUAL: Final = 100
-"""Tokens of a made-up text for other purposes."""
+# Tokens of each text in a made-up JSON reply for other purposes.
 SHORT: Final = 10
-"""Tokens of each text in a made-up JSON reply for other purposes."""
+# The most levels of a schema that are filled. A schema that refers to itself has no end.
 _NESTED: Final = 8
-"""The most levels of a schema that are filled. A schema that refers to itself has no end."""
 
 
 @final
@@ -240,11 +241,11 @@ class Rehearsal:
         return ChatResponse(content=content, finish_reason="stop", model=model, usage=usage)
 
 
+# A label for the calls that are launched in this context, such as the phase of training.
 stage: Final[ContextVar[str]] = ContextVar("afnio_rehearsal_stage", default="")
-"""A label for the calls that are launched in this context, such as the phase of training."""
 
+# The rehearsal that answers the calls of this context.
 rehearsal: Final[ContextVar[Rehearsal | None]] = ContextVar("afnio_rehearsal", default=None)
-"""The rehearsal that answers the calls of this context."""
 
 
 @contextmanager

@@ -33,19 +33,18 @@ if TYPE_CHECKING:
     import aiohttp
 
 
+# The longest pause in seconds within a reply.
+#
+# It doesn't apply before the first byte: reasoning models are silent for minutes.
 BETWEEN_BYTES: Final = 60.0
-"""The longest pause in seconds within a reply.
-
-It doesn't apply before the first byte: reasoning models are silent for minutes.
-"""
+# The default limit of a reply, in bytes after decompression.
 MAX_REPLY: Final = 64 << 20
-"""The default limit of a reply, in bytes after decompression."""
+# The limit of an error's body, in bytes. The rest isn't read: the message is at the start.
 MAX_ERROR: Final = 1 << 20
-"""The limit of an error's body, in bytes. The rest isn't read: the message is at the start."""
+# Longer replies count as large, in bytes.
 LARGE: Final = 1 << 20
-"""Longer replies count as large, in bytes."""
+# The number of large replies read at the same time. A burst of more would fill the memory.
 LARGE_AT_ONCE: Final = 4
-"""The number of large replies read at the same time. A burst of more would fill the memory."""
 
 
 @final
@@ -116,12 +115,12 @@ async def _in_time(read: Callable[[], Awaitable[bytes]], url: str) -> bytes:
 # The session
 
 
+# The longest time in seconds to connect.
 CONNECT_TIMEOUT: Final = 10.0
-"""The longest time in seconds to connect."""
+# The session's limit. Admission decides how many are used. (None would mean aiohttp's default of 100.)
 CONNECTIONS: Final = 10_000
-"""The session's limit. Admission decides how many are used. (None would mean aiohttp's default of 100.)"""
+# Seconds until an idle connection is closed. The pool must survive one long optimizer call.
 KEEPALIVE: Final = 120.0
-"""Seconds until an idle connection is closed. The pool must survive one long optimizer call."""
 
 
 class Answer(NamedTuple):
@@ -320,12 +319,12 @@ def unreachable(
 _TRUST: Final = "set SSL_CERT_FILE to the certificate of its authority, before the first call"
 _CLOCK: Final = "renew the server's certificate, or set this machine's clock"
 _NAME: Final = "use a host in base_url that the certificate is for"
+# Advice about a certificate, for OpenSSL's codes of the reasons why it is refused (X509_V_ERR_…).
 _CERTIFICATES: Final = {
     **dict.fromkeys((18, 19, 20, 21), _TRUST),
     **dict.fromkeys((9, 10), _CLOCK),
     **dict.fromkeys((62, 64), _NAME),
 }
-"""Advice about a certificate, for OpenSSL's codes of the reasons why it is refused (X509_V_ERR_…)."""
 
 
 def _reason(error: aiohttp.ClientConnectorError) -> tuple[str, str] | tuple[str]:
@@ -344,12 +343,12 @@ def _reason(error: aiohttp.ClientConnectorError) -> tuple[str, str] | tuple[str]
 # Bounds on the SDK's own transport
 
 
+# Bytes decompressed at a time. The result is at most a thousand times as long.
 PIECE: Final = 8 << 10
-"""Bytes decompressed at a time. The result is at most a thousand times as long."""
+# The limit of an error's body, in bytes. The SDK reads all of it before it raises.
 MAX_SDK_ERROR: Final = 16 << 10
-"""The limit of an error's body, in bytes. The SDK reads all of it before it raises."""
+# The header that makes the SDK leave a body unread. It also marks Afnio's requests.
 RAW: Final = "X-Stainless-Raw-Response"
-"""The header that makes the SDK leave a body unread. It also marks Afnio's requests."""
 
 
 @cache
@@ -396,10 +395,10 @@ def _bounded(library: Any, stream: Any, most: int | None) -> Any:
 # The warning about silence
 
 
+# Seconds without a reply before the first warning.
 FIRST_HINT: Final = 30.0
-"""Seconds without a reply before the first warning."""
+# The same for a slow account: its patience grows up to this.
 LAST_HINT: Final = 600.0
-"""The same for a slow account: its patience grows up to this."""
 
 _logger = logging.getLogger("afnio")
 

@@ -58,10 +58,11 @@ if TYPE_CHECKING:
 
 PATH: Final = "chat/completions"
 DEFAULT_URL: Final = "https://api.openai.com/v1"
+# Bytes of a request by which replicas are chosen: about what a system prompt has in common with the next
+# one's.
 PREFIX: Final = 2_000
-"""Bytes of a request by which replicas are chosen: about what a system prompt has in common with the next one's."""
+# Options with which only the SDK's own transport can send a request.
 _BY_SDK: Final = ("default_query", "provider", "workload_identity")
-"""Options with which only the SDK's own transport can send a request."""
 
 
 class AsyncOpenAI(ChatClient):

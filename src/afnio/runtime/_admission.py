@@ -45,11 +45,11 @@ from afnio.runtime._loop import call_later, loop_time
 from afnio.runtime.events import LimitsLearnt, Usage, emit
 
 _logger = logging.getLogger("afnio")
+# The replica that the attempt of this context goes to, or None if its account is no group.
 current_replica: Final[ContextVar[Account | None]] = ContextVar("afnio_replica", default=None)
-"""The replica that the attempt of this context goes to, or None if its account is no group."""
 
+# Seconds of the shortest timer: a wait rounded down to 0 would spin.
 _TICK: Final = 1e-4
-"""Seconds of the shortest timer: a wait rounded down to 0 would spin."""
 
 
 class Admitter:
@@ -395,20 +395,20 @@ class Ending(Protocol):
 class Tokens(Enum):
     """The tokens that an attempt leaves behind in its account's windows."""
 
+    # The tokens that its reply counted, or the reserve if it counted none.
     USED = auto()
-    """The tokens that its reply counted, or the reserve if it counted none."""
+    # The reserve, because the provider may have counted it.
     KEPT = auto()
-    """The reserve, because the provider may have counted it."""
+    # Nothing: the provider turned it away, or it wasn't sent.
     FREE = auto()
-    """Nothing: the provider turned it away, or it wasn't sent."""
 
 
 class Sign(Enum):
     """The evidence of an attempt about the health of its account."""
 
     ANSWERS = auto()
+    # It is alive, and over its limit. All of its calls pause.
     REFUSES = auto()
-    """It is alive, and over its limit. All of its calls pause."""
+    # It fails if another attempt may help, and answers if not.
     BY_ERROR = auto()
-    """It fails if another attempt may help, and answers if not."""
     NOTHING = auto()

@@ -274,12 +274,12 @@ def _whole(name: str, value: Any) -> int | None:
 class Charge(Enum):
     """How much of its reserve an attempt costs once it has ended. `AttemptOutcome` in `_call.py` decides."""
 
+    # The tokens that its reply counted, or the reserve if it counted none.
     USED = auto()
-    """The tokens that its reply counted, or the reserve if it counted none."""
+    # All that was reserved, because it may have been billed.
     RESERVE = auto()
-    """All that was reserved, because it may have been billed."""
+    # It certainly wasn't billed. That it was made still counts.
     NOTHING = auto()
-    """It certainly wasn't billed. That it was made still counts."""
 
 
 _NO_USAGE: Final = Usage()
@@ -445,8 +445,8 @@ class Reservation(AbstractContextManager["Reservation"]):
 
 
 class _State(Enum):
+    # Holds nothing: not yet, between two attempts, or at the end.
     IDLE = auto()
-    """Holds nothing: not yet, between two attempts, or at the end."""
     HELD = auto()
     SENT = auto()
 

@@ -60,10 +60,10 @@ if TYPE_CHECKING:
     from afnio.runtime._journal_file import Kind, Record
     from afnio.runtime._limits import RateLimits
 
+# Seconds that one attempt may take, from its first byte out to its last byte in.
 ATTEMPT_DEADLINE: Final = 600.0
-"""Seconds that one attempt may take, from its first byte out to its last byte in."""
+# The same at the service tier "flex", which is slower. OpenAI recommends 15 minutes.
 FLEX_DEADLINE: Final = 900.0
-"""The same at the service tier "flex", which is slower. OpenAI recommends 15 minutes."""
 
 
 def attempt_deadline(seconds: float, tier: object) -> float:
@@ -491,14 +491,16 @@ def _copied(error: Exception) -> Exception:
 # Retries.
 
 
+# Seconds of nothing but refusals after which a call fails: a quota by the hour is waited for, one by the day
+# isn't.
 REFUSED_FOR: Final = 3600.0
-"""Seconds of nothing but refusals after which a call fails: a quota by the hour is waited for, one by the day isn't."""
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_MAX: Final = 30.0
+# The longest backoff of a call whose service tier has no room.
 TIER_BACKOFF_MAX: Final = 60.0
-"""The longest backoff of a call whose service tier has no room."""
+# The longest backoff towards a host that was never reached, so that a wrong URL is reported within five
+# seconds.
 FIRST_CONTACT_MAX: Final = 2.0
-"""The longest backoff towards a host that was never reached, so that a wrong URL is reported within five seconds."""
 
 
 @cache
@@ -581,8 +583,9 @@ def _failed(state: RetryCallState) -> tuple[Trip[Any], ModelError]:
 # How attempts end.
 
 
+# Statuses of a gateway that stopped waiting. The model behind it may have worked, and be paid for, all the
+# same.
 _UNSURE: Final = frozenset({408, 499, 502, 504, 524})
-"""Statuses of a gateway that stopped waiting. The model behind it may have worked, and be paid for, all the same."""
 
 
 @unique
@@ -711,10 +714,10 @@ class Codec(Generic[R]):
 
     encode: Callable[[R], bytes]
     decode: Callable[[bytes], R]
+    # Returns True if the reply may answer another address: it wasn't refused or cut off.
     reusable: Callable[[R], bool]
-    """Returns True if the reply may answer another address: it wasn't refused or cut off."""
+    # Returns the reply with other counts of tokens.
     recount: Callable[[R, Usage], R]
-    """Returns the reply with other counts of tokens."""
 
 
 # Records in a journal.

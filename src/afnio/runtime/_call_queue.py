@@ -12,8 +12,8 @@ from afnio.runtime._limits import Account, Grant
 from afnio.runtime._loop import Signal
 from afnio.runtime._settings import Priority
 
+# Calls that may overtake the one that has waited longest.
 PATIENCE: Final = 16
-"""Calls that may overtake the one that has waited longest."""
 
 
 @final

@@ -38,14 +38,14 @@ from afnio.runtime._waiting import Pending, inside_node
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# The worker threads of node callables, where neither `set_threads` nor a limit on calls in flight says more.
 NODE_THREADS: Final = 32
-"""The worker threads of node callables, where neither `set_threads` nor a limit on calls in flight says more."""
+# The most worker threads that `to_thread` uses.
 STEP_THREADS: Final = 32
-"""The most worker threads that `to_thread` uses."""
+# The most worker threads for what the engine looks up before a call.
 LOOKUP_THREADS: Final = 8
-"""The most worker threads for what the engine looks up before a call."""
+# Callables that run on the loop itself: a thread would cost more than they do.
 QUICK: Final[Sequence[Any]] = (sum, len, min, max, abs, round, any, all, sorted, str, int, float, bool)
-"""Callables that run on the loop itself: a thread would cost more than they do."""
 
 
 # Threads
@@ -224,10 +224,11 @@ def _other_loops_error(error: BaseException) -> BaseException | None:
 # A callable that blocks the loop
 
 
+# Seconds for which one step of an `async def` may keep the runtime's loop from anything else without a
+# warning.
 BLOCKED: Final = 0.5
-"""Seconds for which one step of an `async def` may keep the runtime's loop from anything else without a warning."""
+# Seconds between two checks of the loop.
 _LOOK: Final = 0.125
-"""Seconds between two checks of the loop."""
 
 
 @final
@@ -406,10 +407,10 @@ def run(awaitable: Awaitable[T]) -> T:
 # Tolerance
 
 
+# The largest rounding error of `quorum * present`.
 _ROUNDING: Final = 1e-9
-"""The largest rounding error of `quorum * present`."""
+# The most different errors that one message lists.
 MAX_REASONS: Final = 3
-"""The most different errors that one message lists."""
 
 _quorum: Final[Setting[float | None]] = Setting("quorum", None)
 

@@ -62,22 +62,23 @@ from afnio.runtime._worker import (
     start_worker,
 )
 
+# How often a lane may lose its worker for which nothing else is to blame.
 ATTEMPTS: Final = 3
-"""How often a lane may lose its worker for which nothing else is to blame."""
+# How often a pool is made whose workers end by themselves before their first task.
 STARTS: Final = 3
-"""How often a pool is made whose workers end by themselves before their first task."""
+# Seconds before a pool is made again whose workers were killed while they started. Each further time they
+# double.
 PAUSE: Final = 0.5
-"""Seconds before a pool is made again whose workers were killed while they started. Each further time they double."""
+# The most of these seconds.
 LONGEST_PAUSE: Final = 30.0
-"""The most of these seconds."""
+# Seconds that a pool's first worker has for its start.
 START: Final = 120.0
-"""Seconds that a pool's first worker has for its start."""
+# Seconds between looks at whether a cluster is there, while its first worker starts.
 LOOK: Final = 1.0
-"""Seconds between looks at whether a cluster is there, while its first worker starts."""
+# Seconds that a worker of a broken pool has for its end.
 ENDING: Final = 5.0
-"""Seconds that a worker of a broken pool has for its end."""
+# Lanes in flight for each worker, unless `Workers` says more: workers must not wait for the driver.
 AHEAD: Final = 4
-"""Lanes in flight for each worker, unless `Workers` says more: workers must not wait for the driver."""
 
 _RECIPE: Final = "functools.partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context('spawn'))"
 

@@ -31,8 +31,8 @@ from afnio.runtime.events import CircuitClosed, CircuitOpened, emit
 if TYPE_CHECKING:
     pass
 
+# At 20 % faults five attempts lose some call in 11 % of runs of 350 calls, eight in 0.1 %.
 ATTEMPTS: Final = 8
-"""At 20 % faults five attempts lose some call in 11 % of runs of 350 calls, eight in 0.1 %."""
 
 
 def is_first_contact(error: BaseException | None) -> bool:
@@ -43,12 +43,13 @@ def is_first_contact(error: BaseException | None) -> bool:
 # The health of one account.
 
 
+# Seconds after which the next attempt is the last one to a host that was never reached.
 FIRST_CONTACT: Final = 2.5
-"""Seconds after which the next attempt is the last one to a host that was never reached."""
+# Seconds without an attempt after which a host that was never reached gets the same time again.
 ANEW: Final = 60.0
-"""Seconds without an attempt after which a host that was never reached gets the same time again."""
+# Log lines about the retries of one account in a minute: an outage of thousands of calls must not fill the
+# log.
 LINES: Final = 10
-"""Log lines about the retries of one account in a minute: an outage of thousands of calls must not fill the log."""
 _logger = logging.getLogger("afnio")
 
 
@@ -160,12 +161,12 @@ class AccountHealth:
 # The retry budget.
 
 
+# Seconds that calls and retries are counted over.
 PERIOD: Final = 600.0
-"""Seconds that calls and retries are counted over."""
+# Retries for each call.
 RETRY_SHARE: Final = 1.0
-"""Retries for each call."""
+# Retries on top, for accounts with few calls.
 SPARE: Final = 50
-"""Retries on top, for accounts with few calls."""
 _SLICES: Final = 60
 
 
@@ -217,25 +218,25 @@ class RetryBudget:
 # Refusals, and the pace that is learnt from them.
 
 
+# Seconds before a refusal whose requests are evidence of what the account takes.
 LOOKBACK: Final = 60.0
-"""Seconds before a refusal whose requests are evidence of what the account takes."""
 STRAY: Final = 5
+# Refusals that are treated as chance: this number, and this share of what was sent. Slowing down for random
+# refusals would not reduce them, so the account would get slower and slower.
 STRAY_SHARE: Final = 0.3
-"""Refusals that are treated as chance: this number, and this share of what was sent. Slowing down for random refusals
-would not reduce them, so the account would get slower and slower."""
+# The same share while a learnt pace holds: then there is a limit.
 PACED_SHARE: Final = 0.1
-"""The same share while a learnt pace holds: then there is a limit."""
+# Refused probes, one after another, that prove a limit.
 CONFIRMED: Final = 3
-"""Refused probes, one after another, that prove a limit."""
+# Seconds to wait after a refusal without `retry-after`; each refused probe doubles them.
 FIRST_PAUSE: Final = 0.25
-"""Seconds to wait after a refusal without `retry-after`; each refused probe doubles them."""
 LAST_PAUSE: Final = 5.0
+# A learnt pace grows by this in each span of time that it was learnt from.
 PACE_GROWTH: Final = 1.5
-"""A learnt pace grows by this in each span of time that it was learnt from."""
+# Spans after which it is forgotten.
 FORGOTTEN: Final = 5
-"""Spans after which it is forgotten."""
+# Requests that a span is taken to hold at least: fewer are too few to measure a pace.
 _LEAST: Final = 5
-"""Requests that a span is taken to hold at least: fewer are too few to measure a pace."""
 
 
 @final
@@ -363,16 +364,16 @@ class Refusals:
 # The circuit breaker.
 
 
+# Requests that were sent one after another and are judged together.
 BLOCK: Final = 22
-"""Requests that were sent one after another and are judged together."""
+# Failures among them.
 OPENS_AFTER: Final = 20
-"""Failures among them."""
+# Seconds until the first probe; each failed probe doubles it.
 FIRST_PROBE: Final = 1.0
-"""Seconds until the first probe; each failed probe doubles it."""
+# Seconds between probes at most.
 LAST_PROBE: Final = 30.0
-"""Seconds between probes at most."""
+# Seconds of failed probes after which the waiting calls fail.
 GIVES_UP: Final = 600.0
-"""Seconds of failed probes after which the waiting calls fail."""
 
 
 @final
@@ -476,8 +477,8 @@ CEILING: Final = 1024
 CUT: Final = 0.8
 GROWTH: Final = 1.05
 SATURATION: Final = 0.8
+# Seconds after a cut in which further rate limits belong to the same episode.
 COOLDOWN: Final = 15.0
-"""Seconds after a cut in which further rate limits belong to the same episode."""
 
 
 @final

@@ -452,8 +452,8 @@ class Reuse:
         return True
 
 
+# Shared by all keys that are used up, to save memory.
 _NONE_LEFT: Final = array("q")
-"""Shared by all keys that are used up, to save memory."""
 
 
 def _stack(numbers: list[int]) -> array[int]:

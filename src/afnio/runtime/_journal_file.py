@@ -47,8 +47,8 @@ from afnio.runtime._spending import Item, Ledger, Spent
 from afnio.runtime.events import Usage
 
 Kind = Literal["reply", "shared", "failed", "unknown", "result", "parcel"]
+# The two kinds of lookups: replies to calls, and results of functions.
 Answering = Literal["reply", "result"]
-"""The two kinds of lookups: replies to calls, and results of functions."""
 
 _NO_TOKENS: Final = Usage()
 
@@ -94,11 +94,11 @@ class Record:
 
 # --- The format ---
 
+# `user_version` of the tables below.
 VERSION: Final = 2
-"""`user_version` of the tables below."""
 
+# `application_id` of every journal: "AFNJ".
 APPLICATION: Final = 0x41464E4A
-"""`application_id` of every journal: "AFNJ"."""
 
 # Replies are indexed by key, to find them in a changed program and for reuse. All rows that can answer an
 # address are indexed by address.
@@ -158,11 +158,11 @@ _COLUMNS: Final = (
     "completion_tokens", "cached_tokens", "reasoning_tokens", "attempts", "seconds", "created", "payload",
 )  # fmt: skip
 
+# zlib's level. Level 6 takes twice the time and saves another tenth, on replies of a few kB.
 _COMPRESSION: Final = 1
-"""zlib's level. Level 6 takes twice the time and saves another tenth, on replies of a few kB."""
 
+# Tokens in one record. SQLite's integers end at 2^63, and sums must fit too.
 _LARGEST_COUNT: Final = 10**12
-"""Tokens in one record. SQLite's integers end at 2^63, and sums must fit too."""
 
 
 def _to_row(record: Record, kind: str, payload: bytes) -> tuple[Any, ...]:
@@ -427,8 +427,8 @@ def _natural(address: str) -> list[str | int]:
 
 Done: TypeAlias = Callable[[BaseException | None], object]
 
+# Records per transaction. More aren't faster, but the first one's caller waits longer.
 _GROUP: Final = 512
-"""Records per transaction. More aren't faster, but the first one's caller waits longer."""
 
 _WRITTEN: Final = ("session", "source", *_COLUMNS)
 _PLACEHOLDERS: Final = f"({', '.join('?' * len(_WRITTEN))})"
@@ -604,12 +604,12 @@ def recorded_calls(path: Path, keys: Iterable[str]) -> dict[str, list[tuple[str,
 
 # --- Files and connections ---
 
+# Seconds to wait for another program, such as a SQLite shell, that locks the file.
 BUSY_TIMEOUT: Final = 30.0
-"""Seconds to wait for another program, such as a SQLite shell, that locks the file."""
 
+# Up to this size every page is checked at opening, at about 1 s per GB. Damage in a larger file is found when
+# the page is read.
 CHECKED_BYTES: Final = 256 * 1024 * 1024
-"""Up to this size every page is checked at opening, at about 1 s per GB. Damage in a larger file is found
-when the page is read."""
 
 
 def create_file(path: Path) -> None:

@@ -83,8 +83,8 @@ class _Mark(enum.Enum):
 
 
 PENDING: Final = _Mark.PENDING
+# Outcome of a backward lane without feedback. No model is called for the nodes upstream of it.
 NO_FEEDBACK: Final = _Mark.NO_FEEDBACK
-"""Outcome of a backward lane without feedback. No model is called for the nodes upstream of it."""
 
 
 class Waiter(Protocol):
@@ -646,8 +646,8 @@ class Resource(Protocol):
 
 R = TypeVar("R", bound=Resource)
 
+# Seconds that `close` waits for cancelled jobs and for resources.
 CLOSE_TIMEOUT = 5.0
-"""Seconds that `close` waits for cancelled jobs and for resources."""
 
 
 @final
@@ -657,8 +657,8 @@ class Runtime:
     Everything that changes state runs on that thread, one callback at a time, so none of it needs a lock.
     """
 
+    # Returns the class of the `LaneCalls` of lanes in worker processes; assigned by `afnio.models`.
     lane_calls: ClassVar[Callable[[], Any]]
-    """Returns the class of the `LaneCalls` of lanes in worker processes; assigned by `afnio.models`."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()

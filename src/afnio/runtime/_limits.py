@@ -25,8 +25,8 @@ from collections.abc import Hashable
 from dataclasses import astuple, dataclass
 from typing import Any, Final, final
 
+# Limits from this number on are ignored: people write such numbers for "unlimited".
 NO_LIMIT: Final = 10**12
-"""Limits from this number on are ignored: people write such numbers for "unlimited"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +189,9 @@ def warn_once(url: str, kind: str, text: str, *figures: object) -> None:
 # Pacing.
 
 
+# Windows of this many seconds or more aren't paced. A user with a day's requests left wants them now, not
+# evenly over the day. What the provider reports as left holds all the same.
 LONG: Final = 900.0
-"""Windows of this many seconds or more aren't paced. A user with a day's requests left wants them now, not evenly over
-the day. What the provider reports as left holds all the same."""
 
 
 @final
@@ -363,17 +363,17 @@ def _updated(
 # Pacing.
 
 
+# Share of a limit that is used: what is sent evenly arrives a little unevenly.
 MARGIN: Final = 0.985
-"""Share of a limit that is used: what is sent evenly arrives a little unevenly."""
+# Seconds' worth of requests that may go together, because timers come late.
 BURST: Final = 0.01
-"""Seconds' worth of requests that may go together, because timers come late."""
+# Seconds without bursts at the start, while connections are made and the loop is busy with new launches: what
+# goes then arrives late, just before what goes after it.
 START_UP: Final = 1.0
-"""Seconds without bursts at the start, while connections are made and the loop is busy with new launches:
-what goes then arrives late, just before what goes after it."""
+# Share of the pace in that time: the first calls of a large launch were seen to arrive 70 ms late.
 START_UP_PACE: Final = 0.9
-"""Share of the pace in that time: the first calls of a large launch were seen to arrive 70 ms late."""
+# The shortest wait, for times that rounding puts just before the due time.
 _TICK: Final = 1e-4
-"""The shortest wait, for times that rounding puts just before the due time."""
 
 
 @final
@@ -447,8 +447,8 @@ class Pacer:
         return max(0.0, self._level - (now - self._last) / self._interval)
 
 
+# Tokens that count as nothing: the level is a float.
 _SLACK: Final = 1e-6
-"""Tokens that count as nothing: the level is a float."""
 
 
 @final
@@ -571,12 +571,12 @@ class Booking:
 
 
 MINUTE: Final = 60.0
+# The ratio of two estimates of a window from which on it can't be one that refills evenly.
 _NOISE: Final = 1.2
-"""The ratio of two estimates of a window from which on it can't be one that refills evenly."""
+# Share of a limit that others must have used within a window to count as proof of them.
 _SHARED: Final = 0.05
-"""Share of a limit that others must have used within a window to count as proof of them."""
+# Ratio of the used amounts of two readings that can tell a bucket from a fixed window.
 _APART: Final = 3
-"""Ratio of the used amounts of two readings that can tell a bucket from a fixed window."""
 _SHORTEST: Final = 1e-3
 
 
@@ -747,10 +747,10 @@ class WindowLength:
 # The length of replies.
 
 
+# Tokens expected of a reply before there was one like it.
 DEFAULT_OUTPUT: Final = 512
-"""Tokens expected of a reply before there was one like it."""
+# Number of newest replies that the estimate is made from.
 KEPT: Final = 256
-"""Number of newest replies that the estimate is made from."""
 
 
 @final

@@ -29,8 +29,8 @@ from afnio.errors import RuntimeClosedError
 
 Task = asyncio.Task[Any]
 Cancelled = asyncio.CancelledError
+# A block that raises TimeoutError at its time. It costs half of anyio's scope, and is moved by `reschedule`.
 deadline_at = asyncio.timeout_at
-"""A block that raises TimeoutError at its time. It costs half of anyio's scope, and is moved by `reschedule`."""
 
 
 class LoopThread:
@@ -256,11 +256,11 @@ def _trio_parking() -> tuple[Callable[[], None], Callable[[], Awaitable[object]]
 # Coroutines on a caller's loop
 
 
+# Seconds between looks at whether a caller's loop is still there. One that was closed in the meantime calls
+# nothing back.
 _LOOK: Final = 1.0
-"""Seconds between looks at whether a caller's loop is still there. One that was closed in the meantime calls nothing
-back."""
+# Seconds that a cancelled coroutine has for its end on a caller's loop, which may be busy.
 _PATIENCE: Final = 5.0
-"""Seconds that a cancelled coroutine has for its end on a caller's loop, which may be busy."""
 
 
 class CallerLoop(ABC):
@@ -504,14 +504,14 @@ def running_caller(*, make: bool) -> CallerLoop | None:
 
 Thresholds = tuple[int, int, int]
 
+# CPython's own, from 3.11 to 3.14.
 _PYTHONS_OWN: Final = ((700, 10, 10), (2000, 10, 0), (2000, 10, 10))
-"""CPython's own, from 3.11 to 3.14."""
+# The thresholds while there is a runtime.
 RARE: Final = (50_000, 20, 100)
-"""The thresholds while there is a runtime."""
+# Open calls for which `RARE` is enough.
 CALLS: Final = 200
-"""Open calls for which `RARE` is enough."""
+# The most by which the first threshold grows: 400,000 objects, which one collection visits in about 40 ms.
 MOST: Final = 8
-"""The most by which the first threshold grows: 400,000 objects, which one collection visits in about 40 ms."""
 
 
 @final
@@ -549,8 +549,8 @@ class Collector:
 
 _guard = threading.Lock()
 _factors: Final[dict[Collector, int]] = {}
+# The thresholds that Python had before ours, or None while ours don't hold.
 _found: Thresholds | None = None
-"""The thresholds that Python had before ours, or None while ours don't hold."""
 _ours: Thresholds | None = None
 
 

@@ -39,8 +39,8 @@ from afnio.runtime._loop import Signal
 from afnio.runtime._waiting import active_journal
 from afnio.runtime._worker import Ended, check_importing, found_cloudpickle, pickled
 
+# Bytes of a result that is unpickled in a thread, so that the loop isn't blocked.
 LARGE: Final = 1 << 20
-"""Bytes of a result that is unpickled in a thread, so that the loop isn't blocked."""
 
 
 class LaneCalls(Protocol):
@@ -179,8 +179,8 @@ class Remote:
         return hashlib.sha256(data.encode()).hexdigest()
 
 
+# Types whose repr shows all of a value. An array's leaves out its middle.
 _WHOLE: Final = (bytes, complex, Decimal, date, time, timedelta, PurePath, UUID)
-"""Types whose repr shows all of a value. An array's leaves out its middle."""
 
 
 def _stable(value: Any) -> Any:
@@ -311,8 +311,8 @@ def _by_value(function: Any, cloudpickle: Any) -> bool:
     return cloudpickle is not None or getattr(sys.modules["__main__"], "__file__", None) is None
 
 
+# How many levels the search for what can't be pickled goes down.
 _DEEP: Final = 4
-"""How many levels the search for what can't be pickled goes down."""
 
 
 def _culprit(*values: Any) -> str:

@@ -235,8 +235,8 @@ class Replica:
 
 
 LEFT_OUT_FIRST: Final = 0.5
+# Seconds for which a replica that can't be reached is left out: at first, and at most.
 LEFT_OUT_MAX: Final = 30.0
-"""Seconds for which a replica that can't be reached is left out: at first, and at most."""
 
 
 def admitter(runtime: Runtime, account: Account) -> Admitter:

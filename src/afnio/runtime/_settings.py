@@ -146,8 +146,8 @@ class Seeds:
         return random.Random(text).getrandbits(63)  # 63 bits fit in an SQLite integer
 
 
+# The function that draws seeds. A run sets it, so that it can be repeated. None means the operating system.
 seed_source: Final[Setting[Callable[[str], int] | None]] = Setting("seed_source", None)
-"""The function that draws seeds. A run sets it, so that it can be repeated. None means the operating system."""
 
 
 def draw_seed(name: str = "") -> int:
@@ -218,8 +218,8 @@ def current_priority() -> Priority:
 # Open blocks
 
 
+# Called whenever a block is opened. What watches for calls outside of the engine begins there.
 on_open: Final[list[Callable[[], None]]] = []
-"""Called whenever a block is opened. What watches for calls outside of the engine begins there."""
 
 
 @final

@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple, final
 from afnio.runtime._limits import OutputEstimate
 from afnio.runtime.events import Usage
 
+# Don't use the current decimal context: launches inherit the user's, and its precision may be three digits.
 _EXACT: Final = Context(prec=60)
-"""Don't use the current decimal context: launches inherit the user's, and its precision may be three digits."""
 
 
 @final
@@ -86,10 +86,10 @@ def cost(price: Price, usage: Usage, calls: int = 1) -> Decimal:
     return _EXACT.normalize(_EXACT.scaleb(total, -6))
 
 
+# The service tier that is slower than the standard one, and cheaper at some providers.
 FLEX: Final = "flex"
-"""The service tier that is slower than the standard one, and cheaper at some providers."""
+# The tier of replies that came by a provider's batch API. No provider names it: the engine does.
 BATCH: Final = "batch"
-"""The tier of replies that came by a provider's batch API. No provider names it: the engine does."""
 
 
 def at_tier(url: str, tier: str) -> str:
@@ -127,8 +127,8 @@ def _decimals(fields: Mapping[str, Any]) -> tuple[Decimal, Decimal, Decimal]:
 # Estimates of attempts, and the limits of budgets.
 
 
+# Share of the replies that a reserve covers; more than admission's, because money is at stake.
 RESERVE_SHARE: Final = 0.95
-"""Share of the replies that a reserve covers; more than admission's, because money is at stake."""
 
 
 @final
@@ -213,10 +213,10 @@ class Caps(NamedTuple):
 # Spending.
 
 
+# Headings of `Ledger.rows`.
 COLUMNS: Final = (
     "phase", "client", "model", "calls", "attempts", "unknown", "tokens in", "cached", "tokens out", "cost",
 )  # fmt: skip
-"""Headings of `Ledger.rows`."""
 _SCHEMA: Final = 1
 _NO_TOKENS: Final = Usage()
 
@@ -437,8 +437,8 @@ def _spent(entry: Mapping[str, Any]) -> Spent:
 # Token counts, which providers get wrong.
 
 
+# Counts above it are impossible: the largest contexts are a tenth of it.
 MOST_TOKENS: Final = 100_000_000
-"""Counts above it are impossible: the largest contexts are a tenth of it."""
 
 
 def possible_usage(usage: Usage, prompt_tokens: int, output_tokens: int) -> Usage:

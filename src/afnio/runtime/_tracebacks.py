@@ -28,13 +28,13 @@ from afnio.errors import AfnioError, text_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# Packages that the engine calls, or that call it. Below a frame of the user's they were called by the user.
 LIBRARIES: Final = frozenset(
     {
         "aiohappyeyeballs", "aiohttp", "anyio", "asyncio", "concurrent", "contextlib", "httpx2", "json", "openai",
         "tenacity", "threading",
     }
 )  # fmt: skip
-"""Packages that the engine calls, or that call it. Below a frame of the user's they were called by the user."""
 _RUNTIME: Final = "afnio.runtime."
 
 
@@ -136,8 +136,8 @@ def _linked(entries: Iterable[TracebackType]) -> TracebackType | None:
 
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+# Programs that are part of the package. The engine treats them as user code.
 _PROGRAMS = _PACKAGE + "demo" + os.sep
-"""Programs that are part of the package. The engine treats them as user code."""
 
 
 class Line(NamedTuple):
@@ -176,13 +176,13 @@ def is_users(file: str) -> bool:
     return not (is_engine(file) or any(part in file for part in _INSTALLED))
 
 
+# Parts of the names of files that belong to Python or to an installed package.
 _INSTALLED: Final = (
     f"{os.sep}site-packages{os.sep}",
     f"{os.sep}dist-packages{os.sep}",
     f"{os.path.dirname(os.__file__)}{os.sep}",
     "<frozen",
 )
-"""Parts of the names of files that belong to Python or to an installed package."""
 
 
 def is_engine(file: str) -> bool:

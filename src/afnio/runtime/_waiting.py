@@ -60,8 +60,9 @@ if TYPE_CHECKING:
 SyncMode = Literal["auto", "allow", "warn", "error"]
 
 sync_mode: Final[Setting[SyncMode]] = Setting("sync_mode", "auto")
+# True in the callables of nodes. Their inputs are done, so a pending read there is a mistake that could
+# deadlock.
 inside_node: Final[ContextVar[bool]] = ContextVar("afnio_inside_node", default=False)
-"""True in the callables of nodes. Their inputs are done, so a pending read there is a mistake that could deadlock."""
 
 
 class set_sync_mode(Assignment[SyncMode]):  # noqa: N801
@@ -386,8 +387,8 @@ def _tell_end(scope: Scope) -> None:
             scope.runtime.post(copy_context().run, emit, ScopeEnded(scope.path))
 
 
+# The journal that records and answers the calls launched in this context.
 active_journal: Final[Setting[Journal | None]] = Setting("journal", None)
-"""The journal that records and answers the calls launched in this context."""
 
 
 class journal(AbstractContextManager["Journal | None"], AbstractAsyncContextManager["Journal | None"]):  # noqa: N801

@@ -46,13 +46,13 @@ from typing import Any, Final, Literal, NamedTuple, final
 
 from afnio.errors import ExecutorError
 
+# How a task ended: its value, its exception, a sentence on what can't be pickled, or its worker ended in an
+# earlier run.
 Ending = Literal["value", "error", "unread", "lost"]
-"""How a task ended: its value, its exception, a sentence on what can't be pickled, or its worker ended in an earlier
-run."""
+# Seconds between checks of the driver if there is nothing to wait on.
 _LOOK: Final = 0.5
-"""Seconds between checks of the driver if there is nothing to wait on."""
+# The most functions that a worker keeps unpickled.
 _KEPT: Final = 32
-"""The most functions that a worker keeps unpickled."""
 
 
 class Ended(NamedTuple):
@@ -258,14 +258,14 @@ def _end_after(wait: Callable[[], object]) -> None:
 # Dask
 
 
+# Seconds between checks of the cluster.
 INTERVAL: Final = 2.0
-"""Seconds between checks of the cluster."""
+# Seconds that a cluster may be without workers while tasks are open.
 PATIENCE: Final = 60.0
-"""Seconds that a cluster may be without workers while tasks are open."""
+# The most seconds to wait for workers that have died and start again.
 BACK: Final = 30.0
-"""The most seconds to wait for workers that have died and start again."""
+# Seconds after which the nanny of a new worker has noticed that it is there.
 SETTLED: Final = 1.0
-"""Seconds after which the nanny of a new worker has noticed that it is there."""
 
 
 def is_dask(executor: Any) -> bool:

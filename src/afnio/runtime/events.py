@@ -90,8 +90,8 @@ class CallRetried(CallEvent):
     attempt: int
     error: str
     wait: float
+    # How long the failed attempt was on the wire.
     seconds: float = 0.0
-    """How long the failed attempt was on the wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,8 +324,8 @@ Subscriber = Callable[[Any], object]
 
 _subscribers: Final[Setting[tuple[Subscriber, ...]]] = Setting("subscribers", ())
 _local: Final[Setting[tuple[Subscriber, ...]]] = Setting("local_subscribers", ())
+# The run that records the launches of this context. There is one at most: an inner run hides the outer one.
 run_recorder: Final[Setting[Subscriber | None]] = Setting("run_recorder", None)
-"""The run that records the launches of this context. There is one at most: an inner run hides the outer one."""
 
 
 @contextmanager

@@ -31,8 +31,8 @@ from afnio.runtime._waiting import journal, scope
 from afnio.testing._scripted import ScriptedClient
 
 MakeOptimizer = Callable[[list[Any], ChatClient], Optimizer]
+# Time limit of a step that must end by itself.
 SECONDS: Final = 30.0
-"""Time limit of a step that must end by itself."""
 
 
 def optimizer_conformance(

@@ -557,11 +557,11 @@ class Ranking:
 # How far a run is, as plain data
 
 
+# The Trainer's method.
 Stage = Literal["fit", "validate", "test", "predict"]
-"""The Trainer's method."""
 
+# The data in use. A fit has "train" and "val", which overlap.
 Phase = Literal["train", "val", "test", "predict"]
-"""The data in use. A fit has "train" and "val", which overlap."""
 
 Moment = Literal["batch", "validation", "epoch", "end"]
 """The part that has ended when the loop reports: a batch, a validation pass, an epoch, or everything."""

@@ -44,10 +44,10 @@ from afnio.trainer._progress import clock, money
 from afnio.trainer._steps import StepEnd, call_step, settled, train_step
 from afnio.utils.data import DataLoader
 
+# The stage and the purpose of an optimizer's own calls.
 _STEP: Final = "step"
-"""The stage and the purpose of an optimizer's own calls."""
+# The quorum of a rehearsal. Made-up replies may be useless to most samples.
 _QUORUM: Final = 1e-9
-"""The quorum of a rehearsal. Made-up replies may be useless to most samples."""
 
 
 @final

@@ -68,8 +68,8 @@ from afnio.trainer._options import Outcome, TrainerOptions, combined, is_outage,
 from afnio.trainer._progress import Progress
 from afnio.trainer._steps import EvaluationPass, StepEnd, ValidationPass, settled, train_step
 
+# Steps in a row whose failure ends the training. So many failures aren't some samples' fault.
 MAX_SKIPPED: Final = 3
-"""Steps in a row whose failure ends the training. So many failures aren't some samples' fault."""
 
 
 @final

@@ -33,10 +33,10 @@ from afnio.runtime._callables import may_fail
 from afnio.runtime._waiting import wait_async
 from afnio.stats import wilson
 
+# A number of batches, or a fraction of them, 1.0 for all.
 Share: TypeAlias = int | float
-"""A number of batches, or a fraction of them, 1.0 for all."""
+# Epochs of a fit without any limit.
 DEFAULT_EPOCHS: Final = 10
-"""Epochs of a fit without any limit."""
 
 
 @final
@@ -443,8 +443,8 @@ def _raise_fatal(errors: Mapping[int, BaseException]) -> None:
 # The quorum: how many samples of a step or a pass may fail
 
 
+# The highest quorum of a backward pass. Feedback gives a direction, and half of it gives the same one.
 FEEDBACK: Final = 0.5
-"""The highest quorum of a backward pass. Feedback gives a direction, and half of it gives the same one."""
 _ANY: Final = 1e-9
 _SHOWN: Final = 3
 

@@ -188,10 +188,10 @@ def _launched(launch: Callable[[], Pending[Any]]) -> Pending[Any]:
 # A pass with fixed parameters
 
 
+# About how many samples may be in flight. The loader isn't read further ahead than that.
 LANES: Final = 4096
-"""About how many samples may be in flight. The loader isn't read further ahead than that."""
+# Batches in flight if the step is a `def`: each may hold a worker thread.
 THREADED: Final = 16
-"""Batches in flight if the step is a `def`: each may hold a worker thread."""
 STEPS: Final = {"val": "validation_step", "test": "test_step", "predict": "predict_step"}
 NAMES: Final = {"val": "validation", "test": "test", "predict": "predict"}
 

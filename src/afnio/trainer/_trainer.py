@@ -460,8 +460,8 @@ def check_loader(name: str, loader: Any) -> None:
 # The summary of an agent
 
 
+# Columns of the text, unless the terminal has fewer.
 WIDTH: Final = 110
-"""Columns of the text, unless the terminal has fewer."""
 
 
 @final

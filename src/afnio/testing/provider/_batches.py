@@ -28,8 +28,8 @@ LINE_FAULTS: Final = ("expired", "error", "limited", "timeout", "missing", "garb
 _ENDPOINTS: Final = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings")
 _ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
+# Returns the reply to a request for an endpoint; raises an `ApiError`.
 Answer = Callable[[str, dict[str, Any]], dict[str, Any]]
-"""Returns the reply to a request for an endpoint; raises an `ApiError`."""
 
 
 @final

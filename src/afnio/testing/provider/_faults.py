@@ -30,8 +30,8 @@ from afnio.testing.provider._quota import duration
 from afnio.testing.simulated._language import text_of
 from afnio.testing.simulated._student import draw
 
+# How far a sum of shares may exceed 1, because floats don't add up exactly.
 _SLACK: Final = 1e-9
-"""How far a sum of shares may exceed 1, because floats don't add up exactly."""
 
 
 @final
@@ -149,8 +149,8 @@ def _spread(shares: Mapping[str, float]) -> dict[str, float]:
 # One fault, on the wire.
 
 
+# How many pieces a dripping body comes in, at most.
 PIECES: Final = 20
-"""How many pieces a dripping body comes in, at most."""
 
 
 @final
@@ -407,8 +407,8 @@ FaultPlan.GROUPS = {
 
 _NUMBERS: Final = {"constant": 1, "lognormal": 2, "pareto": 3}
 _NORMAL: Final = NormalDist()
+# Default end of a Pareto tail, in seconds. Without an end, the mean of a heavy tail would be infinite.
 _LONGEST: Final = 600.0
-"""Default end of a Pareto tail, in seconds. Without an end, the mean of a heavy tail would be infinite."""
 
 
 @final

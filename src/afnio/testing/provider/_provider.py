@@ -68,12 +68,13 @@ if TYPE_CHECKING:
 LM = Callable[[dict[str, Any]], str | dict[str, Any]]
 FaultHook = Callable[[dict[str, Any], int], Fault | None]
 
+# Bytes of a request body; a larger one gets a 413.
 MAX_BODY: Final = 64 * 1024 * 1024
-"""Bytes of a request body; a larger one gets a 413."""
+# Where each path is served: at the root, as OpenAI does, and as Azure does for an account and for a
+# deployment.
 _PREFIXES: Final = ("", "/v1", "/openai", "/openai/deployments/{deployment}")
-"""Where each path is served: at the root, as OpenAI does, and as Azure does for an account and for a deployment."""
+# Seconds that a handler gets to end after its connection was closed.
 _SHUTDOWN: Final = 1.0
-"""Seconds that a handler gets to end after its connection was closed."""
 
 
 class Provider:

@@ -194,8 +194,8 @@ def _scaled(limit: int | None, factor: float) -> int | None:
 
 # The two kinds of limit.
 
+# Share of a limit that counts as 0. Times are floats, and after a promised wait the request must be admitted.
 _SLACK: Final = 1e-9
-"""Share of a limit that counts as 0. Times are floats, and after a promised wait the request must be admitted."""
 
 
 class Meter(Protocol):

@@ -329,13 +329,13 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
 
 _LIMITS: Final = re.compile(r"at most (\d+) points?, (\d+) words")
 _NOUN: Final = re.compile(r'mean the ([^".]*?) is "')
+# Words of a point in addition to its phrases.
 _SPARE_WORDS: Final = 14
-"""Words of a point in addition to its phrases."""
 
+# An element of a feedback: "claim", "denial" or "wish", its phrase, and its label ("" for a wish).
 Remark = tuple[str, str, str]
-"""An element of a feedback: "claim", "denial" or "wish", its phrase, and its label ("" for a wish)."""
+# For each remark the indices of the feedback texts that contain it.
 Sources = dict[Remark, list[int]]
-"""For each remark the indices of the feedback texts that contain it."""
 
 
 def reduce(conversation: Conversation, reader: Attention = PERFECT) -> str:
@@ -430,8 +430,8 @@ _MOST_CUES: Final = 25
 _MOST_WISHES: Final = 3
 _FORBIDS: Final = re.compile(r"\b(?:never|not|without|avoid|no)\b", re.IGNORECASE)
 _CHARACTER: Final = re.compile(r"[`\"'](\W)[`\"']|(?<=\s)([{}<>\[\]#*@_|~^])(?=[\s,.]|$)")
+# The sentence that a limited proposer adds for each feedback it used, as real ones lengthen prompts.
 _NOTE: Final = 'One input with "{phrase}" was answered wrongly before, so weigh all of such an input again.'
-"""The sentence that a limited proposer adds for each feedback it used, as real ones lengthen prompts."""
 _RETOLD: Final = re.compile(re.escape(_NOTE).replace(re.escape("{phrase}"), ".*"))
 _LIMIT: Final = re.compile(
     r"\b(?:at most|no more than|under|up to|maximum of)\s+(\d+)\s+(character|word)s?", re.IGNORECASE
@@ -497,8 +497,8 @@ def rewrite(
 
 
 Pairs = list[tuple[str, str]]
+# (phrase, label) pairs in the order of the feedback, each with its weight.
 Votes = list[tuple[tuple[str, str], int]]
-"""(phrase, label) pairs in the order of the feedback, each with its weight."""
 
 
 def _gather(

@@ -323,6 +323,7 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(" ".join(phrase.split()) for phrase in text.split(","))
 
 
+# Words that an uninstructed student takes for a good mood.
 COURTESY: Final = frozenset(
     _listed("""
         hope, thank, thanks, appreciate, appreciated, grateful, gratitude, commend, commendable,
@@ -330,16 +331,16 @@ COURTESY: Final = frozenset(
         sincerely, warm, welcome, forward
     """)
 )
-"""Words that an uninstructed student takes for a good mood."""
 
+# Words that even an uninstructed student takes for a bad mood.
 COMPLAINTS: Final = frozenset(
     _listed("""
         unacceptable, terrible, awful, horrible, worst, furious, outraged, angry, appalling,
         disgusted, disappointed, frustrated, disheartened, unhappy, ridiculous, hate
     """)
 )
-"""Words that even an uninstructed student takes for a bad mood."""
 
+# Phrases that argue for an urgency or for a kind of request, roughly the most telling first.
 TOPICS: Final[dict[str, tuple[str, ...]]] = {
     "high": _listed("""
         urgent, urgently, emergency, immediate, immediately, as soon as possible, asap, critical,
@@ -389,8 +390,8 @@ TOPICS: Final[dict[str, tuple[str, ...]]] = {
         inquire, inquiry, information about, learn more, curious, would like to know, general, services you offer
     """),
 }
-"""Phrases that argue for an urgency or for a kind of request, roughly the most telling first."""
 
+# Phrases that argue for each label, roughly the most telling first.
 PHRASES: Final[dict[str, tuple[str, ...]]] = {
     "positive": _listed("""
         exceptional, outstanding, fantastic, wonderful, amazing, impressed, impressive,
@@ -426,7 +427,6 @@ PHRASES: Final[dict[str, tuple[str, ...]]] = {
     """),
     **TOPICS,
 }
-"""Phrases that argue for each label, roughly the most telling first."""
 
 
 # Tasks with an exact answer: counting objects and sorting words, as in BIG-Bench Hard, and the notes of a small
@@ -452,8 +452,8 @@ class Task(NamedTuple):
     asks: re.Pattern[str]
     solve: Callable[[str, Collection[str]], str]
     skills: dict[str, Skill]
+    # True if the message contains the outputs of earlier steps of a system.
     inputs: bool = False
-    """True if the message contains the outputs of earlier steps of a system."""
 
 
 def task_of(message: str) -> Task | None:

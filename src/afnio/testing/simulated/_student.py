@@ -37,16 +37,16 @@ if TYPE_CHECKING:
     from afnio.testing.simulated._language import Conversation
 
 
+# Models whose name starts with this have limited attention. All others notice everything.
 LIMITED: Final = "simulated-limited"
-"""Models whose name starts with this have limited attention. All others notice everything."""
+# Number of feedback texts in one prompt beyond which more of them teach less.
 WALL: Final = 50
-"""Number of feedback texts in one prompt beyond which more of them teach less."""
+# Number of instructions in one prompt of which 1/e are followed.
 DENSITY: Final = 250.0
-"""Number of instructions in one prompt of which 1/e are followed."""
+# Share of a critic's comments that have nothing to do with the mistake.
 BESIDE_THE_POINT: Final = 0.25
-"""Share of a critic's comments that have nothing to do with the mistake."""
+# Models whose name starts with this criticize beside the point always.
 ASTRAY: Final = "simulated-limited-astray"
-"""Models whose name starts with this criticize beside the point always."""
 
 
 @final
@@ -104,8 +104,8 @@ SENTIMENTS: Final = ("positive", "neutral", "negative")
 _ANY_OBJECT: Final = {"type": "object"}
 _CLASSIFIES: Final = re.compile(r"\b(?:sentiment|classif\w+)\b", re.IGNORECASE)
 _CAPITALS: Final = re.compile(r"\b(?:capital letters|upper ?case|all caps)\b", re.IGNORECASE)
+# Number of courteous words from which on an uninstructed student sees a good mood.
 _COURTEOUS: Final = 6
-"""Number of courteous words from which on an uninstructed student sees a good mood."""
 _SCHEMA_DEPTH: Final = 8
 
 
@@ -334,8 +334,8 @@ class _Filler:
 # Random numbers that depend on a request and its attempt, and not on the order of arrival.
 
 
+# Number of different draws. With more, the float closest to 1 would be rounded to 1.
 _STEPS: Final = 2**52
-"""Number of different draws. With more, the float closest to 1 would be rounded to 1."""
 
 
 def request_digest(body: bytes) -> str:
