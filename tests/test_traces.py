@@ -271,11 +271,17 @@ def test_damaged_lines_are_counted(tmp_path: Path) -> None:
     """A torn line, a number, half a character, bytes that are no UTF-8, and depth without end."""
     path = tmp_path / "log.jsonl"
     deep = '{"input": "x", "output": ' + "[" * 100_000 + "]" * 100_000 + "}"
-    lines = ['{"input": "torn', "7", '{"input": "\\ud800"}', deep, '{"input": "good"}', ""]
+    far = json.dumps({"attributes": {"llm.input_messages." + "9" * 5_000 + ".message.role": "user"}})
+    lines = ['{"input": "torn', "7", far, '{"input": "\\ud800"}', deep, '{"input": "good"}', ""]
     path.write_bytes("\n".join(lines).encode() + b'{"input": "\xff"}')
     rows, left_out = traces.read(path)
     assert [row["inputs"] for row in rows] == ["good"]
-    assert left_out == {"it is no JSON": 2, "UTF-8 can't express its text": 2, "it is no JSON object": 1}
+    assert left_out == {
+        "it is no JSON": 2,
+        "UTF-8 can't express its text": 2,
+        "it is no JSON object": 1,
+        "it has no input": 1,
+    }
 
 
 def test_another_form_is_one_sentence(export: Any, tmp_path: Path) -> None:

@@ -354,7 +354,7 @@ def _numbered(attributes: Mapping[str, Any], prefix: str, inner: str = "") -> li
     messages: dict[int, dict[str, Any]] = {}
     for key, value in attributes.items():
         place, _, rest = key.removeprefix(prefix).partition(".")
-        if key.startswith(prefix) and place.isdecimal():
+        if key.startswith(prefix) and place.isdecimal() and len(place) < 10:
             messages.setdefault(int(place), {})[rest.removeprefix(inner)] = value
     return [messages[place] for place in sorted(messages)]
 

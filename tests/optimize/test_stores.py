@@ -363,6 +363,31 @@ def test_a_server_that_fails_is_one_sentence(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        5,
+        [],
+        {
+            "model_version": {"tags": 5},
+            "data": {"template": {"messages": [{"content": 5}]}, "description": 3},
+        },
+        {"model_version": {"tags": [5, {"key": []}]}, "data": {"template": {"messages": [{"content": [5]}]}}},
+        {"prompt": 5, "config": {"afnio": []}, "model_version": None, "data": [1]},
+    ],
+)
+@pytest.mark.parametrize("store", ["mlflow", "phoenix", "langfuse"], indirect=True)
+def test_a_server_that_answers_with_anything_is_one_sentence(store: str, recorded: Any, reply: Any) -> None:
+    def anything(handler: Any) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(json.dumps(reply).encode())
+
+    recorded.instead = anything
+    with pytest.raises((ConnectionError, ValueError), match=" must "):
+        afnio.load_prompts(store, "router", prompts=["system"])
+
+
 def test_credentials_come_from_the_stores_variables(recorded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """And never from an address, which logs would show."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")

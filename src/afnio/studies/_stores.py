@@ -532,7 +532,11 @@ class MLflow(Server):
                 raise LookupError(f"{entry} must have the alias {alias!r} in {self.url} (got none)") from None
             raise
         pairs = _in(reply, "model_version", "tags")
-        tags = {_in(pair, "key"): pair.get("value") for pair in pairs}
+        tags = {
+            str(pair.get("key")): pair.get("value")
+            for pair in (pairs if isinstance(pairs, list) else [])
+            if isinstance(pair, dict)
+        }
         # MLflow leaves an empty value out.
         return tags.get("mlflow.prompt.text", "") or "", tags.get("afnio")
 
@@ -580,7 +584,7 @@ class Phoenix(Server):
                 raise LookupError(f"{entry} must have the alias {alias!r} in {self.url} (got none)") from None
             raise
         content = _in(reply, "data", "template", "messages", 0, "content")
-        if not isinstance(content, str):
+        if isinstance(content, list):
             content = "".join(str(_in(part, "text")) for part in content)
         return content, _in(reply, "data", "description")
 
