@@ -157,3 +157,32 @@ def test_rows_that_fail_are_exit_1(folder: Path) -> None:
     assert "failed: 2 of 12 rows failed" in done.stdout
     assert "first row 0: RuntimeError: no" in done.stdout
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"text,label\n\xff,x\n", "ROWS must be CSV in UTF-8 (got 'utf-8' codec can't decode"),
+        ("a.csv", b"text,label\na\n", "each row of a.csv must have a value for each column (row 0 has not)"),
+        ("a.json", b"[" * 200_000, "ROWS must be JSON in UTF-8 (got maximum recursion depth"),
+        ("a.jsonl", b'{"text": "a"}\n{"text', "ROWS must be JSONL in UTF-8 (got Unterminated string"),
+        ("a.json", b"7", "ROWS must be a list of objects"),
+    ],
+)
+def test_rows_that_are_no_table_are_one_line(
+    folder: Path, name: str, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (folder / name).write_bytes(content)
+    code = main(["evaluate", "agent.py:repeat", name, *BASE])
+    *_, line = capsys.readouterr().err.splitlines()
+    assert (code, line.partition(message)[0]) == (2, "afnio: ")
+
+
+def test_rows_may_be_long_and_have_line_separators_in_their_texts(folder: Path) -> None:
+    (folder / "long.csv").write_text(f"text\n{'a' * 200_000}\nb\n")
+    (folder / "lines.jsonl").write_text('{"text": "a\\u2028b"}\n\n{"text": "a\u2028b c"}\n')
+    for rows, right in (("long.csv", "1 of 2"), ("lines.jsonl", "0 of 2")):
+        done = run(folder, "--metric", "agent.py:short", "--prompts", "agent.py:PROMPTS", rows=rows)
+        assert f"({right} right; " in done.stdout

@@ -305,21 +305,20 @@ def _table(path: Path) -> list[dict[str, Any]]:
     kind = path.suffix.lower()
     if kind not in (".csv", ".tsv", ".json", ".jsonl"):
         raise ValueError(f"ROWS must be a .csv, .tsv, .json or .jsonl file (got {path})")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        if kind in (".csv", ".tsv"):
-            table: Any = list(csv.DictReader(file, delimiter="," if kind == ".csv" else "\t"))
-            ragged = next((n for n, row in enumerate(table) if None in row or None in row.values()), None)
-            if ragged is not None:
-                raise ValueError(
-                    f"each row of {path} must have a value for each column (row {ragged} has not)"
-                )
-        else:
-            text = file.read()
-            table = (
-                json.loads(text)
-                if kind == ".json"
-                else [json.loads(line) for line in text.splitlines() if line]
-            )
+    csv.field_size_limit(2**31 - 1)  # its own limit is less than a long document
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if kind in (".csv", ".tsv"):
+                table: Any = list(csv.DictReader(file, delimiter="," if kind == ".csv" else "\t"))
+            elif kind == ".json":
+                table = json.load(file)
+            else:
+                table = [json.loads(line) for line in file if line.strip()]
+    except (ValueError, csv.Error, RecursionError) as error:
+        raise ValueError(f"ROWS must be {kind[1:].upper()} in UTF-8 (got {error} in {path})") from error
+    ragged = kind in (".csv", ".tsv") and [n for n, row in enumerate(table) if None in (*row, *row.values())]
+    if ragged:
+        raise ValueError(f"each row of {path} must have a value for each column (row {ragged[0]} has not)")
     if not isinstance(table, list) or not all(isinstance(row, dict) for row in table):
         raise ValueError(f"ROWS must be a list of objects (got something else in {path})")
     return table
