@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import subprocess
@@ -29,6 +30,7 @@ from gateway.running import (
 from kit.together import until
 
 from afnio.cli import main
+from afnio.testing import Batches, Provider
 
 
 async def test_passes_calls_and_keys() -> None:
@@ -368,3 +370,44 @@ def test_a_socket_for_others_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> N
         )
     assert "must have a token (got host 0.0.0.0 and none)" in done.stderr
     assert done.returncode == 1
+
+
+@pytest.mark.nightly
+async def test_by_batch(tmp_path: Path) -> None:
+    """Clients that give up and ask again, without saying so, and a gateway that is killed: one payment, one answer."""
+    texts = [str(number) for number in range(8)]
+    answers: dict[str, str] = {}
+
+    async def insist(gateway: GatewayProcess, text: str) -> None:
+        sdk = gateway.sdk(timeout=0.7, max_retries=0, default_headers={"user-agent": "unknown"})
+        while text not in answers:
+            with contextlib.suppress(openai.APIConnectionError):  # its timeout is one
+                answers[text] = await chat(sdk, text)
+
+    with Provider.process(reply="fine", batches=Batches(seconds=4.0)) as provider:
+        arguments = (
+            "--upstream",
+            provider.base_url,
+            "--batch",
+            "1h",
+            "--journal",
+            str(tmp_path / "calls.journal"),
+        )
+        async with GatewayProcess(*arguments) as gateway:
+            clients = [asyncio.create_task(insist(gateway, text)) for text in texts]
+            while not provider.stats()["batches"]["sizes"]:
+                await asyncio.sleep(0.2)
+            await gateway.end(signal.SIGKILL)
+            for client in clients:
+                client.cancel()
+            await asyncio.wait(clients)
+        async with GatewayProcess(*arguments) as gateway:
+            await asyncio.gather(*(insist(gateway, text) for text in texts))
+        stats = provider.stats()
+    assert answers == dict.fromkeys(texts, "fine")
+    assert (stats["batches"]["paid"], stats["batches"]["paid_twice"], stats["requests"]) == (8, 0, 0)
+
+
+def test_a_batch_needs_a_journal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gateway", "--batch", "24h"]) == 1
+    assert "--batch must have a journal" in capsys.readouterr().err

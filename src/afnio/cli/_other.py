@@ -189,6 +189,9 @@ def gateway_main(argv: Sequence[str]) -> int:
         help="answer equal requests of a key by one call, for jobs over rows that a cluster runs again",
     )
     parser.add_argument(
+        "--batch", metavar="WAIT", help='send by batch APIs at half the price, and wait as long: "90m", "24h"'
+    )
+    parser.add_argument(
         "--host", default="127.0.0.1", help="the address to listen on (default: this machine only)"
     )
     parser.add_argument("--port", type=_port, default=8400, help="the port, 0 for a free one (default: 8400)")
@@ -219,6 +222,7 @@ def gateway_main(argv: Sequence[str]) -> int:
                 port=options.port,
                 token=options.token or None,
                 once=options.once,
+                batch=options.batch,
             )
         )
     except (AfnioError, ValueError) as error:

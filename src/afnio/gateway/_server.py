@@ -20,6 +20,10 @@ goes on. With `--once` an equal request of a key gets the reply of the first one
 and tries again. A call whose client has gone keeps its place for `REJOIN` seconds: the repeated request joins it. If
 none comes it is cancelled, unless it is on the wire by then. There it is being paid for, so it ends and is recorded.
 
+**Half the price.** With `--batch` calls go by their provider's batch API, in hours, except streams and those of
+priority "serving". Interim responses keep the SDKs waiting that know them. A call whose client has gone all the same is
+kept, and so is its reply: the next equal request of the key joins it, whether it says that it is a repetition or not.
+
 **Tenants.** Whoever sends other credentials, cookies or other headers that may tell callers apart gets no reply of
 another: neither a repeated request's, nor a record's, nor that of an equal request with `--once`.
 
@@ -56,6 +60,7 @@ from afnio.models._bridging import KeptCall, Memory
 from afnio.models._exchange import CallOrigin, Exchange
 from afnio.models._raw import NO_RETRY, RawReply, RawRequest
 from afnio.models._raw_server import RawServer, Visit, response_of
+from afnio.runtime._batch_api import batch_api, current_plan
 from afnio.runtime._budget import Budget
 from afnio.runtime._kernel import Job, Launch, Slot
 from afnio.runtime._limits import Account, Limits, give_total_limits
@@ -97,6 +102,7 @@ class GatewayOptions:
         host, port: where to listen; port 0 for a free one.
         token: what clients must send, or None: then only this machine may connect.
         once: True to answer equal requests of a key by one call. Streams are not.
+        batch: the longest wait of a call by its provider's batch API, as of `batch_api`, or None to send all at once.
     """
 
     upstreams: Mapping[str, str]
@@ -108,8 +114,13 @@ class GatewayOptions:
     port: int = 8400
     token: str | None = None
     once: bool = False
+    batch: str | None = None
 
     def __post_init__(self) -> None:
+        if self.batch is not None and self.journal is None:
+            raise GatewayError(
+                "--batch must have a journal, because a batch outlives the gateway; pass --journal"
+            )
         if not self.token and not _is_loopback(self.host):
             raise _needs_token(self.host)
 
@@ -168,6 +179,8 @@ def _opened(options: GatewayOptions) -> Iterator[Gateway]:
         budget = None
         if options.budget is not None:
             budget = entered.enter_context(Budget(max_cost=options.budget))
+        if options.batch is not None:
+            entered.enter_context(batch_api(max_wait=options.batch))
         metrics = Metrics()
         entered.enter_context(subscribed(metrics.update))
         give_total_limits(options.total)
@@ -276,8 +289,11 @@ class Gateway:
         self._calls: dict[GatewayCall, None] = {}
         # Only a journal needs them: the number of equal requests, about 150 bytes for each.
         self._uses: dict[tuple[Account, bytes], int] = {}
-        self._left = Memory("left", patience=REJOIN, most=KEPT, most_bytes=KEPT_BYTES)
-        self._first = Memory("first", most_bytes=KEPT_BYTES)
+        plan = current_plan.get()
+        # A call by batch keeps its place for as long as it may take, and its reply for as long again.
+        longer = 0.0 if plan is None else 2 * plan.max_wait
+        self._left = Memory("left", patience=REJOIN, batch_patience=longer, most=KEPT, most_bytes=KEPT_BYTES)
+        self._first = Memory("first", batch_patience=longer, most_bytes=KEPT_BYTES)
         pages = {PAGES + "health": self._health, PAGES + "metrics": self._show_metrics}
         self._server = RawServer(self, pages=pages, most=_most_connections())
 

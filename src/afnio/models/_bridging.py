@@ -14,7 +14,9 @@ cluster runs again. Its call is under way by then, perhaps paid for. So a call i
 `Memory` keeps the calls of its owner, under the account, the request and everything in it that tells callers apart. By
 its rule an equal request gets
 
-    "left"    the call whose client has left, if it says that it is a repetition (a gateway, an address of `url`)
+    "left"    the call whose client has left, if it says that it is a repetition (a gateway, an address of `url`).
+              Where calls go by a provider's batch API, it needn't say so: after a timeout, a program that asks again,
+              hours later maybe, gets the reply that it has paid for
     "first"   the first one (a gateway with `--once`)
     "nth"     the n-th one of an earlier run, if it is the n-th of its own run (the lane of a worker)
 
@@ -223,6 +225,7 @@ class Memory:
     Args:
         rule: which call an equal request gets, as above.
         patience: seconds for which a call without a client is kept. Then it is cancelled and forgotten.
+        batch_patience: the same for calls that may go by a batch API, of which streams are none; 0 if there are none.
         most, most_bytes: of replies that nobody reads. The oldest are forgotten first.
     """
 
@@ -231,11 +234,13 @@ class Memory:
         rule: Literal["left", "first", "nth"],
         *,
         patience: float = math.inf,
+        batch_patience: float = 0.0,
         most: float = math.inf,
         most_bytes: float = math.inf,
     ) -> None:
         self._rule = rule
         self._patience = patience
+        self.batch_patience = batch_patience
         self._most = most
         self._most_bytes = most_bytes
         self._calls: dict[Name, list[KeptCall]] = {}
@@ -257,7 +262,7 @@ class Memory:
         """
         name = name_of(raw)
         call = self._find(name, run, again=again)
-        if call is None and again and self._calls.get(name):
+        if call is None and (again or self.batch_patience) and self._calls.get(name):
             # The end of the connection that it replaces may arrive after it.
             await asyncio.sleep(RETRY_GRACE)
             call = self._find(name, run, again=again)
@@ -276,8 +281,10 @@ class Memory:
         if self._rule == "first":
             return next((call for call in calls if not call.failed), None)
         asked = self._runs.get((run, name), []) if self._rule == "nth" else calls
-        if again and (left := next((call for call in asked if call.left), None)) is not None:
-            return left
+        if again or self.batch_patience:
+            left = next((call for call in asked if call.left), None)
+            if left is not None:
+                return left
         if self._rule == "left":
             # Its client may have given up at the moment in which the reply was sent.
             return next((call for call in calls if not call.readers), None) if again else None
@@ -307,15 +314,18 @@ class Memory:
         if call.readers:
             return
         call.left = not delivered
+        patience = self._patience
+        if call.left and not call.exchange.request.stream:
+            patience = max(patience, self.batch_patience)
         if call.begun:  # nobody else can have it; it is read on for a while, and recorded
             call.exchange.pipe.leave()
             self._forget(call)
         elif call.ended:
             self._rest(call)
-        elif self._patience <= 0:
+        elif patience <= 0:
             self._give_up(call)
-        if call.timer is None and call in self._calls.get(call.name, ()) and self._patience < math.inf:
-            call.timer = asyncio.get_running_loop().call_later(self._patience, self._give_up, call)
+        if call.timer is None and call in self._calls.get(call.name, ()) and patience < math.inf:
+            call.timer = asyncio.get_running_loop().call_later(patience, self._give_up, call)
 
     def end(self, call: KeptCall) -> None:
         """A call has ended. Owners with a bound say so, because its client may have gone."""
@@ -336,6 +346,8 @@ class Memory:
         if call.failed:
             self._forget(call)
             return
+        if call.left and self.batch_patience > 0 and self._patience < math.inf:
+            return  # its timer runs
         self._bytes += call.size - self._idle.pop(call, 0)
         self._idle[call] = call.size
         while self._idle and (len(self._idle) > self._most or self._bytes > self._most_bytes):

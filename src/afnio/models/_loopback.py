@@ -15,6 +15,7 @@ one, where a second server listens. What happens at its other end, and why it ke
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import socket
@@ -22,7 +23,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import Context, copy_context
 from functools import partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
 import anyio
 
@@ -32,6 +33,7 @@ from afnio.models._forwarding import RUN, TARGET, Forwarded, read_timeout_of, th
 from afnio.models._installed import own_addresses
 from afnio.models._raw import RawReply, RawRequest, own_reply
 from afnio.models._raw_server import RawServer, Visit
+from afnio.runtime._batch_api import current_plan
 from afnio.runtime._kernel import Job, Launch, Slot, current_runtime, on_runtime_thread
 from afnio.runtime._limits import Limits
 from afnio.runtime._tracebacks import Failure
@@ -89,7 +91,8 @@ class url(AbstractContextManager[str], AbstractAsyncContextManager[str]):  # noq
 
     def _begin(self) -> tuple[Launch, Slot]:
         self._token = secrets.token_urlsafe(24)
-        lane = _Lane(self._upstream, self._limits, copy_context(), Memory("left", patience=0, most=0))
+        kept = {"patience": 0.0, "most": 0.0} if current_plan.get() is None else _BY_BATCH
+        lane = _Lane(self._upstream, self._limits, copy_context(), Memory("left", **kept))
         launch = Launch("url", address="url")
         slot = Slot(launch)
 
@@ -114,6 +117,10 @@ class url(AbstractContextManager[str], AbstractAsyncContextManager[str]):  # noq
             runtime.post(close)
 
 
+_BY_BATCH: Final[dict[str, float]] = {"patience": 60.0, "batch_patience": math.inf}
+"""How long a lane keeps calls in a `batch_api` block: as long as it lasts, if their client left without a reply."""
+
+
 class _Lane(NamedTuple):
     """Whose requests arrive under a token."""
 
@@ -136,7 +143,8 @@ class LaneAddress:
     def __init__(self, host: tuple[str, int] | None = None) -> None:
         self._server = _server(host)
         self._elsewhere = host is not None
-        self._lane = _Lane(None, None, copy_context(), Memory("nth"), of_worker=True)
+        memory = Memory("nth", batch_patience=0.0 if current_plan.get() is None else math.inf)
+        self._lane = _Lane(None, None, copy_context(), memory, of_worker=True)
         self._token = ""
 
     async def attempt(self) -> Forwarded:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
 import socket
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, final
@@ -20,7 +21,7 @@ from afnio.models._bridging import KeptCall, Memory
 from afnio.models._connections import probed_socket
 from afnio.models._exchange import HOP_BY_HOP
 from afnio.models._raw import FALLBACK, RawReply, RawRequest, not_utf8, own_reply
-from afnio.models._streams import BrokenReplyError
+from afnio.models._streams import BrokenReplyError, Head
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession, web
@@ -219,7 +220,7 @@ class RawServer:
             if raw.stream:
                 answered = await _stream(request, call, comments=visit.comments)
             else:
-                head = await call.head()
+                head = await (_kept_waiting(request, call) if memory.batch_patience else call.head())
                 body = b"".join([piece async for piece in call])
                 answered = response_of(RawReply(head.status, head.headers, body))
             delivered = True
@@ -273,6 +274,43 @@ def response_of(reply: RawReply) -> web.Response:
 def is_repeated(headers: Mapping[str, str]) -> bool:
     """Return True if an SDK says that it sends a request again."""
     return headers.get("x-stainless-retry-count", "0") not in ("", "0")
+
+
+async def _kept_waiting(request: web.Request, call: KeptCall) -> Head:
+    """Wait for a reply's head. Interim responses keep a client waiting whose timeout counts silence."""
+    interim, pause = _interim(request.headers), _pause(request.headers)
+    waiting = asyncio.ensure_future(call.head())
+    try:
+        while not (await asyncio.wait([waiting], timeout=pause))[0]:
+            if interim and request.version >= (1, 1) and request.transport is not None:
+                request.transport.write(interim)
+        return waiting.result()
+    finally:
+        waiting.cancel()
+
+
+def _interim(headers: Mapping[str, str]) -> bytes:
+    """Return the interim response that a kind of client ignores. Many take an unexpected one for the reply.
+
+    >>> _interim({"user-agent": "AsyncOpenAI/Python 2.1.0"}), _interim({"user-agent": "curl/8.5.0"})
+    (b'HTTP/1.1 102 Processing\\r\\n\\r\\n', b'')
+    """
+    client = headers.get("user-agent", "").lower()
+    runtime = headers.get("x-stainless-runtime", "node" if client in ("node", "undici") else "").lower()
+    if re.search(r"python-requests/|python-urllib", client):
+        return b"HTTP/1.1 100 Continue\r\n\r\n"
+    if runtime == "node" or re.search(r"(openai|anthropic)/python |python-httpx|aiohttp/", client):
+        return b"HTTP/1.1 102 Processing\r\n\r\n"
+    return b""
+
+
+def _pause(headers: Mapping[str, str]) -> float:
+    """Return the seconds between two interim responses: three fit in the timeout that an SDK names."""
+    try:
+        timeout = float(headers.get("x-stainless-read-timeout", "nan"))
+    except ValueError:
+        return COMMENT
+    return min(COMMENT, max(0.1, timeout / 3)) if timeout > 0 else COMMENT
 
 
 async def _body_of(request: web.Request) -> bytes | RawReply:
