@@ -130,6 +130,7 @@ class Gain:
         won, lost: rows that the new prompts do better and worse.
         graded: True if the scores are graded, not right or wrong.
         confidence: of the interval.
+        trainings: whose prompts were compared, each on rows of its own.
     """
 
     difference: float
@@ -140,6 +141,7 @@ class Gain:
     lost: int
     graded: bool
     confidence: float = 0.95
+    trainings: int = 1
 
     @classmethod
     def of(
@@ -150,6 +152,7 @@ class Gain:
         graded: bool,
         highest: float = 1.0,
         confidence: float = 0.95,
+        trainings: int = 1,
     ) -> Self:
         """Compare scores of the same rows, in the same order.
 
@@ -166,6 +169,7 @@ class Gain:
             interval.lost,
             graded,
             confidence,
+            trainings,
         )
 
     @property
@@ -193,7 +197,8 @@ class Gain:
         'No gain beyond noise: +0.0 points (95 %: -62.0 to 62.0) on 8 test rows.'
         """
         word = "Better" if self.is_clear else "Worse" if self.is_loss else NOISE
-        return f"{word}: {self.amount} ({100 * self.confidence:g} %: {self.interval}) on {on}."
+        amount = self.amount if self.trainings == 1 else f"two trainings gained {self.amount} on average"
+        return f"{word}: {amount} ({100 * self.confidence:g} %: {self.interval}) on {on}."
 
     def __float__(self) -> float:
         return self.difference

@@ -72,6 +72,9 @@ def optimize_main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--max-chars", type=int, default=1_000, metavar="N", help="the most of a prompt")
     parser.add_argument("--draws", type=int, default=1, metavar="N", help="score each held-out row so often")
+    parser.add_argument(
+        "--cross-fit", action="store_true", help="train twice, and hold out each row once; for 20 to 95 rows"
+    )
     parser.add_argument("--seed", type=int, help="of the split of the rows")
     parser.add_argument("--name", help="of the project in the store (default: the function's)")
     parser.add_argument("--dir", metavar="FOLDER", help="the folder of runs (default: AFNIO_HOME, or .afnio)")
@@ -119,6 +122,7 @@ def _optimized(options: argparse.Namespace) -> tuple[dict[str, Any], Check | Res
         "constraints": options.constraint,
         "max_chars": options.max_chars,
         "draws": options.draws,
+        "cross_fit": options.cross_fit,
         "perfect": options.perfect,
         "seed": options.seed,
         "name": options.name,

@@ -147,6 +147,7 @@ def check(
 async def _checked(task: Optimization) -> Check:
     splits = task.splits
     everything = [*splits.train, *splits.held]
+    held = len(by_input(task.held))
     problems, notes = [], [*task.notes]
     with task.bridge():
         calls = await task.rehearsed(splits.train[0])
@@ -195,11 +196,10 @@ async def _checked(task: Optimization) -> Check:
         )
     elif cap is not None and dollars is not None and dollars[0] > cap:
         problems.append(f"the budget of ${cap} can't pay for the fewest calls, about ${dollars[0]:.2f}")
-    held = len(by_input(splits.held))
     return Check(
         problems=tuple(problems),
         notes=tuple(notes),
-        splits={"train": len(splits.train), "held": len(splits.held)},
+        splits=task.sizes,
         contradictions=tuple(sorted(contradictions)),
         labels_right=right,
         labels_tried=tried,

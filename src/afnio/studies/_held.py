@@ -137,8 +137,11 @@ class HeldOut:
         """How often the agent runs in `judge`, with both prompts together."""
         return 2 * self._draws * sum(map(len, self._groups))
 
-    async def judge(self, start: Mapping[str, str]) -> HeldScores:
+    async def judge(self, start: Mapping[str, str], rest: Mapping[str, str] | None = None) -> HeldScores:
         """Compare the prompts that the agent has now with `start`, and restore these if the others aren't kept.
+
+        Args:
+            rest: the prompts that are compared on the rows after the first ones, if others.
 
         Raises:
             BatchError: if more than a tenth of the rows crash with `start`, or fail by their model calls with either.
@@ -157,7 +160,9 @@ class HeldOut:
                     found = await self._scored(found, self._groups[:first], both)
                     stopped = harms(found.before, found.after)
                 if not stopped:
-                    both = {"start/batch 2": start, "result/batch 2": texts}
+                    both = {"start/batch 2": start}
+                    if rest != start:
+                        both["result/batch 2"] = texts if rest is None else rest
                     found = await self._scored(found, self._groups[first:], both)
         numbers = [group[0].number for group in self._groups[: len(found.before)]]
         verdict = GateVerdict.of(found.before, found.after, numbers, stopped=stopped)
@@ -201,6 +206,7 @@ class HeldOut:
         for look in looks:  # an outage says nothing about prompts
             check_crashes([error for error in look.errors if first_of(error, ModelError)], len(rows))
         if before.looks:
+            looks = looks * (len(before.looks) // len(looks))  # equal prompts have equal scores
             looks = [old + new for old, new in zip(before.looks, looks, strict=True)]
         return HeldScores.of([*before.rows, *rows], looks)
 
@@ -215,7 +221,6 @@ class HeldOut:
         old, new = (tuple(version[name] for name in parameters) for version in (start, texts))
         decision = decision_of(roles, old, new, verdict, (found.before, found.after))
         if not verdict.passed:
-            for name, parameter in parameters.items():
-                parameter.data = start[name]
+            self._study.subject.write(start)
         values = tuple(zip(roles, decision.values, strict=True))
         emit(StepEnded(address, "Gate", decision.changes, None, decision.candidates, values))

@@ -8,7 +8,7 @@ the wire, so that a run that is continued decides the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final, final
@@ -20,7 +20,7 @@ from afnio.optim._sizes import SampleCost, Sizes
 from afnio.runtime._budget import Budget
 from afnio.runtime._spending import Amount, cost
 from afnio.runtime.events import CallEnded, CallReplayed, Usage
-from afnio.studies._rows import HELD, Splits, by_input
+from afnio.studies._rows import HELD, Row, by_input
 from afnio.studies._rules import MOST_CHARACTERS
 from afnio.studies._subject import Subject
 
@@ -103,20 +103,31 @@ def cost_factors(measured: Amount, critic: ChatModel, prompts: int) -> tuple[flo
 
 @final
 class Needs:
-    """The calls that an optimization needs of its budget, and how they are divided."""
+    """The calls that an optimization needs of its budget, and how they are divided.
+
+    Args:
+        held: the held-out rows, all of them if there are several trainings.
+    """
 
     def __init__(
-        self, subject: Subject, splits: Splits, critic: ChatModel, budget: Budget, draws: int = 1
+        self,
+        subject: Subject,
+        held: Sequence[Row],
+        critic: ChatModel,
+        budget: Budget,
+        draws: int = 1,
+        trainings: int = 1,
     ) -> None:
         self._subject, self._critic, self._caps = subject, critic, budget.caps
         self._start = subject.texts
         self._spent = budget.ledger.total.amount  # by whatever else the budget is for
         self._factors = {"calls": 1.0, "tokens": 1.0, "dollars": 1.0}
         self._calls = 1.0  # of a row
-        self._inputs = len(by_input(splits.held))
-        self._rows = draws * len(splits.held) / max(1, self._inputs)  # of an input, with its draws
+        self._inputs = len(by_input(held))
+        self._rows = draws * len(held) / max(1, self._inputs)  # of an input, with its draws
+        self._trainings = trainings
         guards = len(subject.rules.guards)
-        self._firm = DRAWS * guards
+        self._firm = trainings * DRAWS * guards
         self._smallest = SMALLEST._replace(guards=guards)
 
     @property
@@ -139,14 +150,15 @@ class Needs:
         if most < needed:
             parts = ", ".join(f"{number} {part}" for part, number in counted.items())
             raise ValueError(
-                f"budget must pay for at least {needed} calls (got {most}): {parts}, and {step} for one step; give more"
+                f"budget must pay for at least {needed} calls (got {most}): {parts}, and {step} for "
+                f"{'one step' if self._trainings == 1 else 'one step of each training'}; give more"
             )
 
     def _fewest(self, each: float) -> tuple[dict[str, int], int]:
         """Return the calls that can't be less, by what they are for, and those of the smallest step."""
         sizes = {"to begin": FIRST, "for guards": self._firm, f"for {HELD} held-out rows": self._least}
         counted = {part: math.ceil(number * each) for part, number in sizes.items() if number}
-        return counted, self._smallest.cost(self.sample(each))
+        return counted, self._trainings * self._smallest.cost(self.sample(each))
 
     def usual_calls(self, each: float) -> int:
         """Return the calls of the shortest optimization that scores all held-out rows, with at least one step."""
@@ -183,8 +195,13 @@ class Needs:
         return 2 * HELD * self._rows
 
     def _step(self, unit: str) -> float:
-        """Return how many of the agent's rows the smallest step costs as much as."""
-        return self._smallest.cost(self.sample(self._calls)) * self._factors[unit] / self._calls
+        """Return how many of the agent's rows the smallest step costs as much as, one in each training."""
+        return (
+            self._trainings
+            * self._smallest.cost(self.sample(self._calls))
+            * self._factors[unit]
+            / self._calls
+        )
 
     def _limits(self, measured: Amount) -> Iterator[tuple[str, float, float]]:
         """Yield each unit that is limited, with what is left of it and what a row takes."""
@@ -209,6 +226,16 @@ class Needs:
             int(min(rows * measured.tokens * SPARE * growth + 1, most.get("tokens", math.inf))),
             Decimal(min(rows * float(measured.cost) * SPARE * growth, most.get("dollars", math.inf))),
         )
+
+    def with_half(self, looks: Amount, spent: CallCount) -> Amount:
+        """Return `looks`, and half of what they and the calls so far leave of the budget, for another training."""
+        caps, before = self._caps, self._spent
+        calls = 0 if caps.calls is None else caps.calls - before.calls - looks.calls - spent.calls
+        tokens = 0 if caps.tokens is None else caps.tokens - before.tokens - looks.tokens - spent.tokens
+        dollars = Decimal(0)
+        if caps.cost is not None:
+            dollars = caps.cost - before.cost - looks.cost - (spent.cost or 0)
+        return looks + Amount(max(0, calls // 2), max(0, tokens // 2), max(Decimal(0), dollars / 2))
 
     def training_calls(self, measured: Amount, looks: Amount, spent: CallCount) -> float:
         """Return about how many calls the training may take; infinite if only time is limited."""

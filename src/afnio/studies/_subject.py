@@ -113,6 +113,11 @@ class Subject:
         """The prompts as they are now."""
         return {name: str(parameter.data) for name, parameter in self.parameters.items()}
 
+    def write(self, texts: Mapping[str, str]) -> None:
+        """Give the agent these prompts."""
+        for name, parameter in self.parameters.items():
+            parameter.data = texts[name]
+
     def check(self, row: Row) -> None:
         """Raise if the agent can't be called with a row like this one."""
         if isinstance(self.module, cog.Agent):

@@ -44,6 +44,8 @@ class TrainingRun:
         measured: what a row costs.
         held: how many rows will be scored on the held-out part, with both prompts together.
         patience: the number of steps that end it if they gained less than two rows together.
+        halved: leave half of the budget to another training.
+        after: the training before this one, whose steps, vetoes and mistakes are counted on.
 
     Attributes:
         ended: why it ended.
@@ -52,12 +54,25 @@ class TrainingRun:
     """
 
     def __init__(
-        self, study: Study, rows: Sequence[Row], needs: Needs, *, measured: Amount, held: int, patience: int
+        self,
+        study: Study,
+        rows: Sequence[Row],
+        needs: Needs,
+        *,
+        measured: Amount,
+        held: int,
+        patience: int,
+        halved: bool = False,
+        after: TrainingRun | None = None,
     ) -> None:
         rules = study.subject.rules
         self.ended: str | None = None
         self._vetoes = self._tried = self._critics = self._blames = 0
         self.steps = 0
+        if after is not None:
+            self._vetoes, self._tried, self.steps = after._vetoes, after._tried, after.steps
+            self._critics, self._blames = after._critics, after._blames
+        self._halved = halved
         self._study, self._rows, self._patience = study, rows, patience
         self._needs, self._measured = needs, measured
         self._reserve(held)
@@ -96,6 +111,8 @@ class TrainingRun:
         """Keep what it takes to score so many held-out rows, and train with the rest."""
         self._held = held
         self._reserved = self._needs.looks(self._measured, held)
+        if self._halved:
+            self._reserved = self._needs.with_half(self._reserved, self._study.count)
         self._calls = self._needs.training_calls(self._measured, self._reserved, self._study.count)
         self._begun = self._study.count.calls
 
@@ -182,7 +199,7 @@ class TrainingRun:
         if seconds is not None:
             # The rest may take as long as the first rows if quota is short, but half of what is left at most.
             looks = self._held / FIRST * gone
-            seconds = max(0.0, seconds - gone - min(looks, (seconds - gone) / 2))
+            seconds = max(0.0, seconds - gone - min(looks, (seconds - gone) / 2)) / (1 + self._halved)
         inner = Budget(
             max_calls=None if caps.calls is None else max(0, caps.calls - reserved.calls),
             max_tokens=None if caps.tokens is None else max(0, caps.tokens - reserved.tokens),
