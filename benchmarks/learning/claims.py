@@ -1,10 +1,12 @@
 """How often `afnio.optimize` keeps, claims and covers a gain that is known: its own rules, on scores that are drawn.
 
     python -m benchmarks.learning.claims --runs 4000
+    python -m benchmarks.learning.claims --cross-fit --rows 20 50 95
 
 Each row is right or wrong with both texts. A share of them (`losing`) is wrong with the new one alone, and that share
 plus the gain is right with the new one alone. Half of the rows are held out, as `optimize` does it, and after a stop a
-second attempt, whose prompts have the same true gain, is tested on those that are left.
+second attempt, whose prompts have the same true gain, is tested on those that are left. With `--cross-fit` all rows
+are held out, one half of them by each of two trainings with this gain. There is no second attempt.
 """
 
 from __future__ import annotations
@@ -44,17 +46,21 @@ class Claims:
     covered_kept: int = 0
 
 
-def simulated(rows: int, gain: float, losing: float, *, runs: int, seed: int = 0) -> Claims:
+def simulated(
+    rows: int, gain: float, losing: float, *, runs: int, seed: int = 0, cross_fit: bool = False
+) -> Claims:
     """Return what happens to a result with this true gain in so many runs with `rows` rows."""
     draw = random.Random(f"{seed} {rows} {gain} {losing}")
-    held = rows // 2
-    first = first_rows(held)
+    held = rows if cross_fit else rows // 2
+    first = rows // 2 if cross_fit else first_rows(held)
     better = kept = stopped = covered = covered_kept = 0
     for _ in range(runs):
         outcomes = [_outcome(draw.random(), gain, losing) for _ in range(held)]
         confidence = 0.95
         if first and _harmful(outcomes[:first].count(1), outcomes[:first].count(-1)):
             stopped += 1
+            if cross_fit:
+                continue
             del outcomes[:first]
             confidence = 0.975
         passed, claimed, low, high = _decided(
@@ -98,6 +104,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=4000, help="simulated runs of each line (4000)")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="rows, half of which are held out")
+    parser.add_argument("--cross-fit", action="store_true", help="hold out all rows, by two trainings")
     given = parser.parse_args()
     print(
         "| rows | true gain | lost rows | Better (95 %) | kept | stopped early | covered | covered, if kept |"
@@ -106,10 +113,11 @@ def main() -> None:
     for rows in given.rows:
         for gain in GAINS:
             for losing in (0.05, 0.1) if gain >= 0 else (0.15, 0.2):
-                found = simulated(rows, gain, losing, runs=given.runs)
+                found = simulated(rows, gain, losing, runs=given.runs, cross_fit=given.cross_fit)
                 low, high = wilson(found.better, found.runs)
-                shares = [found.kept, found.stopped, found.covered]
-                rest = " | ".join(f"{100 * share / found.runs:.1f} %" for share in shares)
+                printed = found.runs - found.stopped * given.cross_fit  # runs that have an interval
+                shares = [(found.kept, found.runs), (found.stopped, found.runs), (found.covered, printed)]
+                rest = " | ".join(f"{100 * share / of:.1f} %" for share, of in shares)
                 covered = f"{100 * found.covered_kept / found.kept:.1f} %" if found.kept else "-"
                 print(
                     f"| {rows} | {100 * gain:+.0f} | {100 * losing:.0f} % | {100 * found.better / found.runs:.1f} % "
