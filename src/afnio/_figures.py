@@ -242,14 +242,3 @@ def counted(number: int, noun: str) -> str:
     ('1 row', '1,200 rows')
     """
     return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def limits_text(account: str, requests: float | None, tokens: float | None) -> str:
-    """Return what an account takes in a minute.
-
-    >>> limits_text("https://host", 120, None)
-    'https://host takes 120 requests a minute'
-    """
-    parts = [(requests, "requests"), (tokens, "tokens")]
-    some = [f"{value:,.0f} {unit}" for value, unit in parts if value is not None]
-    return f"{account} takes {' and '.join(some)} a minute"

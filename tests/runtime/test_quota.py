@@ -97,6 +97,36 @@ async def spend(admit: Admitter, demands: list[Demand]) -> Sent:
 
 
 @pytest.mark.looptime
+@pytest.mark.parametrize(
+    ("limits", "want"),
+    [
+        (Limits(requests_per_minute=60), ("30 of 60 requests a minute used (your limit)", 1.0, 1.0)),
+        (Limits(tokens_per_minute=6_000), ("3,000 of 6,000 tokens a minute used (your limit)", 1.0, 1.0)),
+        (Limits(max_in_flight=2), ("2 of 2 requests in flight (your limit)", None, None)),
+        (Limits(), None),
+    ],
+)
+async def test_what_holds_the_next_call(limits: Limits, want: Any) -> None:
+    """A limit that was given is named, with what is used of it, and when the next call goes."""
+    admit, hold = Admitter(), None
+    admit.apply(limits)
+
+    async def one() -> None:
+        async with Attempt(admit, Demand(prompt_tokens=100)) as attempt:
+            attempt.reply(Usage(100))
+            await anyio.sleep(0 if limits.max_in_flight is None else 60)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(200):
+            tasks.start_soon(one)
+        while admit.sent < (2 if limits.max_in_flight else 30):
+            await anyio.sleep(0.01)
+        hold = admit.hold(loop_time())
+        tasks.cancel_scope.cancel()
+    assert hold == (want and (want[0], want[1] and pytest.approx(want[1], abs=0.1), want[2]))
+
+
+@pytest.mark.looptime
 @pytest.mark.parametrize("limit", [30, 600, pytest.param(4_000, marks=pytest.mark.nightly)])
 async def test_requests(limit: int) -> None:
     """Never above the limit in any minute, and 97 % of it used; two models share what was given."""

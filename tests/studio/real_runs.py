@@ -60,14 +60,13 @@ def levels(request: Any) -> Any:
     return "yes" if int(prompt(request)[1:]) < RIGHT[level] else "no"
 
 
-def train(home: Path, name: str = "best-second") -> Trainer:
+def train(home: Path, name: str = "best-second", **options: Any) -> Trainer:
     """Three epochs of one step, each validated, with a test before and after; the second epoch is the best."""
     agent = Levels()
     items = DataLoader([(f"m{number}", "yes") for number in range(4)], batch_size=2)
     wrong = DataLoader([("m9", "yes")], batch_size=1)
-    trainer = Trainer(
-        max_epochs=3, enable_progress_bar=False, enable_checkpointing=False, default_root_dir=home, seed=1
-    )
+    options |= {"enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(max_epochs=3, default_root_dir=home, seed=1, **options)
     with (
         te.init("me", "emails", name=name, dir=home, resume=False),
         afnio.set_backward_model_client(agent.client, completion_args={"model": "m"}),

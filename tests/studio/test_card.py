@@ -10,6 +10,7 @@ from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import anyio
 import openai
 import pytest
 from optimize.task import agent_of, client, equal, rows
@@ -21,8 +22,10 @@ from studio.visitor import Studio, started
 import afnio
 from afnio import tellurio as te
 from afnio.cli import main
-from afnio.runtime.events import CircuitClosed, CircuitOpened, LimitsLearnt
-from afnio.testing import Provider
+from afnio.cognitive import Module
+from afnio.runtime.events import CircuitClosed, CircuitOpened
+from afnio.testing import Provider, ScriptedClient
+from afnio.trainer import Callback, Trainer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -214,16 +217,56 @@ def test_what_a_live_run_waits_for(tmp_path: Path) -> None:
             return words(page.partition('data-n="pulse">')[2].partition("</p>")[0])
 
         assert re.fullmatch(r"No reply yet, after \d+\.?\d* m?s\.", pulse(0))
-        assert pulse(12).startswith("12 calls wait: for a limit that was given, for a budget, or to be tried")
-        said = pulse(12, LimitsLearnt("https://host/v1", "m", 120.0, 40_000.0))
-        limits = (
-            "https://host/v1 takes 120 requests and 40,000 tokens a minute, and 0 replies came in the last."
-        )
-        assert said.startswith(f"Limited, not stuck: {limits} 12 calls wait for their turn")
-        assert "Limited" not in pulse(0)
+        assert pulse(12).startswith("12 calls wait, for a budget or to be tried again.")
         down = CircuitOpened("https://host/v1", 5, "refused")
         assert "Calls wait for https://host/v1, which doesn't answer: refused." in pulse(0, down)
         assert "doesn't answer" not in pulse(0, CircuitClosed("https://host/v1", 3.0))
+
+
+def test_how_far_a_live_run_is(tmp_path: Path) -> None:
+    """The page of a Trainer's run says what its display would: k of n, and the best so far."""
+    pages: list[str] = []
+
+    class Reader(Callback):
+        def on_validation_end(self, trainer: Trainer, agent: Module) -> None:
+            run = te.get_active_run()
+            assert run is not None
+            run.log("seen", len(pages))  # with each group of rows goes how far the run is
+            run.flush()
+            pages.append(words(studio.page(studio.run("best-second")).text))
+
+    with started(tmp_path) as studio:
+        train(tmp_path, callbacks=[Reader()])
+    assert re.search(
+        r"Levels, epoch 2/3, step 2, 0:\d\d.*, best val score 0.5000\. train 1/1, score 0.0000 .*\. val 4/4,",
+        pages[-2],
+    )
+
+
+async def test_a_quota_is_named_with_its_use_and_the_next_call(tmp_path: Path) -> None:
+    """A limit that the user gave is named where it slows a run down, on its page as in `places()`."""
+    client = ScriptedClient("yes", limits=afnio.Limits(requests_per_minute=1))
+    said = r"1 of 1 requests a minute used \(your limit\), the next goes in [\d.]+ s, 3 calls wait"
+
+    async def ask(number: int) -> None:
+        await client.achat(messages=[{"role": "user", "content": f"mail {number}"}], model="m")
+
+    with started(tmp_path) as studio:
+        async with (
+            te.init("me", "emails", name="slow-tern", dir=tmp_path, resume=False) as run,
+            anyio.create_task_group() as tasks,
+        ):
+            for number in range(4):
+                tasks.start_soon(ask, number)
+            while [queue.waiting for queue in afnio.runtime.places().queues] != [3]:
+                await anyio.sleep(0.01)
+            (queue,) = afnio.runtime.places().queues
+            run.log("asked", 4)  # with each group of rows goes what waits
+            run.flush()
+            page = words((await anyio.to_thread.run_sync(studio.page, studio.run("slow-tern"))).text)
+            tasks.cancel_scope.cancel()
+    assert re.fullmatch(f"\\S+: {said}", str(queue))
+    assert re.search(f"Limited, not stuck. .*: {said}.", page)
 
 
 def test_a_model_that_is_played_is_named(tmp_path: Path) -> None:

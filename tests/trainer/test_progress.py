@@ -352,7 +352,7 @@ def test_a_long_silence_is_broken(
 def test_what_stands_is_not_about_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """While replies stay away the time that is left grows; it isn't counted down to 0:00."""
+    """While replies stay away the time that is left grows, not down to 0:00; the limit that holds calls is named."""
     monkeypatch.setattr("afnio.trainer._progress._SILENCE", (0.5, 0.5))
     asked = iter(range(10_000))
 
@@ -360,7 +360,10 @@ def test_what_stands_is_not_about_to_end(
         await anyio.sleep(2.0 if 20 <= next(asked) < 30 else 0.1)
         return "wrong" if not request.params.get("response_format") else replies(request)
 
-    fitted(Agent(ScriptedClient(answer)), shown(tmp_path, max_epochs=1), loader(24))
-    left = re.findall(r"(\d:\d\d) left", "\n".join(lines_of(capsys)))
+    client = ScriptedClient(answer, limits=afnio.Limits(max_in_flight=3))
+    fitted(Agent(client), shown(tmp_path, max_epochs=1), loader(24))
+    text = "\n".join(lines_of(capsys))
+    left = re.findall(r"(\d:\d\d) left", text)
     assert len(left) >= 4
+    assert re.search(r": 3 of 3 requests in flight \(your limit\), \d+ calls? waits?", text)
     assert "0:00" not in left

@@ -220,6 +220,36 @@ class Admitter:
             return math.inf
         return max(self.health.circuit.wait(now), self.refusals.wait(now))
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for their turn."""
+        return len(self._queue)
+
+    def hold(self, now: float) -> tuple[str, float | None, float | None] | None:
+        """Return what holds the waiting calls, the seconds until the next may go, and calls a second; from any thread.
+
+        Without seconds, another call must end first. None if nothing holds them. Unlike `wait`, it changes nothing.
+        """
+        limits = self._limits or Limits()
+        if pause := self.pause(now):
+            return "it refuses requests", pause, None
+        if self.in_flight >= self.concurrency.limit:
+            whose = "your limit" if limits.max_in_flight == self.concurrency.limit else "by trying"
+            return (
+                f"{self.in_flight:,} of {self.concurrency.limit:,} requests in flight ({whose})",
+                None,
+                None,
+            )
+        refused, total = self.refusals.pacer, self.total
+        holds = [(one, "your limit") for one in self._given.holds(now)]
+        holds += [(one, "its limit") for model in list(self._models.values()) for one in model.holds(now)]
+        holds += [] if refused is None else [(refused.hold(now), "learnt from refusals")]
+        holds += [] if total is None else [(one, "the limit of all accounts") for one in total.holds(now)]
+        slowest, whose = max(holds, key=lambda one: one[0].wait, default=(None, ""))
+        if slowest is None or slowest.wait <= 0:
+            return None
+        return f"{slowest} ({whose})", slowest.wait, slowest.pace
+
     def pause(self, now: float) -> float:
         """Return the seconds for which nothing is sent because of a refusal."""
         return 0.0 if self.paused_until is None else max(0.0, self.paused_until - now)

@@ -23,7 +23,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import astuple, dataclass
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 # Limits from this number on are ignored: people write such numbers for "unlimited".
 NO_LIMIT: Final = 10**12
@@ -238,6 +238,16 @@ class Allowance:
             wait = max(wait, self.tokens.wait(tokens, now))
         return wait
 
+    def holds(self, now: float) -> list[Hold]:
+        """Return how each of the limits slows calls down; from any thread."""
+        paced = [one.hold(now) for one in (self.pacer, self.bucket) if one is not None]
+        reported = (("requests", self.requests), ("tokens", self.tokens))
+        return paced + [
+            Hold(unit, one.limit - one.level(now), one.limit, one.window, one.wait(1, now), None)
+            for unit, one in reported
+            if one is not None
+        ]
+
     def take(self, tokens: float, now: float) -> Grant:
         """Take a request of `tokens`, after `wait` returned 0."""
         self.requests_sent += 1
@@ -363,6 +373,31 @@ def _updated(
 # Pacing.
 
 
+class Hold(NamedTuple):
+    """How a limit slows calls down at one moment.
+
+    Attributes:
+        unit: "requests" or "tokens".
+        used: of the `limit`, in the last `window` seconds.
+        wait: seconds until the next request may go, 0 if it may now.
+        pace: requests a second that it lets through, or None if unknown.
+
+    >>> print(Hold("requests", 118, 120, 60.0, 0.5, 2.0))
+    118 of 120 requests a minute used
+    """
+
+    unit: str
+    used: float
+    limit: float
+    window: float
+    wait: float
+    pace: float | None
+
+    def __str__(self) -> str:
+        window = "a minute" if self.window == MINUTE else f"in {self.window:,.0f} s"
+        return f"{self.used:,.0f} of {self.limit:,.0f} {self.unit} {window} used"
+
+
 # Share of a limit that is used: what is sent evenly arrives a little unevenly.
 MARGIN: Final = 0.985
 # Seconds' worth of requests that may go together, because timers come late.
@@ -400,6 +435,8 @@ class Pacer:
         self._used = used
         self._last = -math.inf
         self._started: float | None = None
+        self._window = window
+        self._log: deque[float] = deque()
         self._set(limit, window)
 
     def _set(self, limit: float, window: float) -> None:
@@ -417,6 +454,7 @@ class Pacer:
 
     def retune(self, limit: float, window: float) -> None:
         """Continue at another pace."""
+        self._window = window
         self._set(limit, window)
         self._level = self._size  # full, so that a change of pace doesn't let one more through
 
@@ -433,6 +471,9 @@ class Pacer:
         """Send one request, for which `wait` was 0."""
         self._level = self._leaked(now) + 1
         self._last = now
+        self._log.append(now)
+        while self._log[0] <= now - self._window:
+            self._log.popleft()
         if not self._starting:
             return
         if self._started is None:
@@ -441,6 +482,11 @@ class Pacer:
             self._starting = False
             self._interval = self._steady
             self._level = self._size = self._burst
+
+    def hold(self, now: float) -> Hold:
+        """Return how this limit slows calls down; from any thread."""
+        used = sum(at > now - self._window for at in list(self._log))
+        return Hold("requests", used, self.limit, self._window, self.wait(now), self.limit / self._window)
 
     def _leaked(self, now: float) -> float:
         """Return what is left in the bucket; one request leaks in an interval."""
@@ -523,6 +569,18 @@ class TokenBucket:
         self._at = now
         if reservation.logged:
             self._logged += more
+
+    def hold(self, now: float) -> Hold:
+        """Return how this limit slows down a request as large as the last ones; from any thread."""
+        # `wait` forgets what is old, which only the loop's thread may do.
+        log = [one for one in list(self._log) if one.at + self._window > now]
+        used = sum(one.tokens for one in log)
+        next_one = min(used / len(log) if log else 0.0, self.limit)
+        wait = max(0.0, min(next_one, self._full) - self._refilled(now)) / self._rate
+        if used + next_one > self.limit:
+            wait = max(wait, log[0].at + self._window - now)
+        pace = self.limit / self._window / next_one if next_one else None
+        return Hold("tokens", used, self.limit, self._window, wait, pace)
 
     def _refilled(self, now: float) -> float:
         if self._level >= self._size:

@@ -124,8 +124,6 @@ FATES: Final = {
     "unstable": "first % 2 = last % 2 AND hits > 0 AND hits < times",
 }
 """How samples did over a run: wrong now, won and lost since the first time, never right, or there and back."""
-MOST_RECENT: Final = 5_000
-"""Calls among which those of the last minute are counted."""
 LABELS: Final = 8
 """Different targets up to which answers are counted by target."""
 
@@ -425,25 +423,20 @@ class StoreReader:
         return [row[0] for row in rows]
 
     def pulse(self, run_id: str, since: float) -> RunPulse:
-        """How a live run does: its last reply, the replies of each account since a time, limits, and what fails."""
+        """How a live run does: its last reply, and what fails, since a time and now."""
         query = "SELECT ended FROM calls WHERE run_id = ? AND status = 'ok' ORDER BY id DESC LIMIT 1"
-        recent = (
-            "SELECT account, count(*) FROM (SELECT account, ended FROM calls WHERE run_id = ? ORDER BY id DESC "
-            f"LIMIT {MOST_RECENT}) WHERE ended > ? GROUP BY account"
-        )
         retry = "SELECT count(*), max(error) FROM retries WHERE run_id = ? AND time > ?"
-        kinds = "('LimitsLearnt', 'CircuitOpened', 'CircuitClosed')"
+        kinds = "('CircuitOpened', 'CircuitClosed')"
         where = f"WHERE run_id = ? AND kind IN {kinds} ORDER BY id DESC LIMIT 50"
         events = self._all(f"SELECT kind, payload FROM events {where}", run_id)
-        limits: dict[str, dict[str, Any]] = {}
         circuits: dict[str, dict[str, Any]] = {}
         for kind, text in reversed(events):
             event = loaded(text)
             if isinstance(event, dict) and isinstance(event.get("account"), str):
-                (limits if kind == "LimitsLearnt" else circuits)[event["account"]] = event | {"kind": kind}
+                circuits[event["account"]] = event | {"kind": kind}
         retried, error = self._first(retry, run_id, since)
         return RunPulse(
-            self._value(query, run_id), dict(map(tuple, self._all(recent, run_id, since))), limits,
+            self._value(query, run_id),
             {url: str(one.get("error")) for url, one in circuits.items() if one["kind"] == "CircuitOpened"},
             retried, error,
         )  # fmt: skip

@@ -472,15 +472,11 @@ class RunPulse(NamedTuple):
 
     Attributes:
         last_reply: when the last reply came, or None.
-        recent: replies of each account in the last while.
-        limits: the last `LimitsLearnt` of each account.
         down: accounts that don't answer, with the error.
         retried: attempts that failed in the last while and are made again; `error` is one of theirs.
     """
 
     last_reply: float | None
-    recent: dict[str, int]
-    limits: dict[str, dict[str, Any]]
     down: dict[str, str]
     retried: int
     error: str | None

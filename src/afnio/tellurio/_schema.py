@@ -29,8 +29,9 @@ A **lane** is the index of a sample in its batch, or NULL if there is only one v
     in_flight           calls on the wire when this was last written
     waiting             calls that were queued then
     dropped             events that weren't recorded because the disk was too slow
-    places              JSON object: "executors", "replicas" and "batches", lists of an entry of `afnio.runtime.places`
-                        for each, counted from the start of the run in this process; {} where all runs in one place
+    places              JSON object: "executors", "replicas", "batches" and "queues", lists of an entry of
+                        `afnio.runtime.places` for each, counted from the start of the run in this process, and
+                        "progress", lines on how far it is; without those that are empty
 `metrics`: values of `run.log`.         name, step, value (JSON), time
 `texts`: texts of `run.log_text`.       name, step, text, time
 `tables`: tables of `run.log_table`.    name, step, columns (JSON list), rows (JSON list of lists), time

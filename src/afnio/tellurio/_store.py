@@ -36,7 +36,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from afnio.errors import ChoiceError, StoreProblemError, StoreVersionError
 from afnio.runtime._files import LockFile, SQLiteWriter, is_alive, is_locked, make_private_folder
 from afnio.runtime._kernel import calls_under_way
-from afnio.runtime._places import Places, places
+from afnio.runtime._places import Places, places, progress
 from afnio.runtime._replicas import calls_on_wire
 from afnio.runtime.events import CallEnded, CallReplayed, NodeLaunched, SampleScored
 from afnio.tellurio._program import git_commit, platform_facts, versions
@@ -254,11 +254,10 @@ class Store:
         self._submit(_Slow(work))
 
     def _where(self) -> str:
-        """Return the executors, replicas and batches of the run, as JSON."""
+        """Return the executors, replicas, batches and queues of the run, and how far it is, as JSON."""
         changed = places().since(self._places)
-        if not (changed.executors or changed.replicas or changed.batches):
-            return "{}"
-        return json.dumps({name: [asdict(one) for one in getattr(changed, name)] for name in _PLACES})
+        lists = {name: [asdict(one) for one in getattr(changed, name)] for name in _PLACES}
+        return json.dumps({name: some for name, some in (lists | {"progress": progress()}).items() if some})
 
     def _renew(self) -> None:
         self._recording = None if self._run_id is None else Recording(self._run_id, self.redaction)
@@ -353,7 +352,7 @@ _DESCRIBE_RUN: Final = "UPDATE runs SET git_commit = ?, versions = ?, platform =
 _UPDATE_COUNTS: Final = """
 UPDATE runs SET in_flight = ?, waiting = ?, dropped = ?, places = ?, date_updated = ?
 WHERE id = ? AND status = 'RUNNING'"""
-_PLACES: Final = ("executors", "replicas", "batches")
+_PLACES: Final = ("executors", "replicas", "batches", "queues")
 # Without a step, the row gets one more than the name's largest, whichever process wrote that.
 _INSERT_LOGGED: Final = """
 INSERT INTO {table} (run_id, name, step, {columns}, time) VALUES (

@@ -36,10 +36,9 @@ from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.text import Text
 
-from afnio._figures import limits_text
 from afnio.runtime._budget import Budget, current_budgets
 from afnio.runtime._kernel import current_runtime
-from afnio.runtime._places import places
+from afnio.runtime._places import Places, places, shown
 from afnio.runtime._replicas import on_wire
 from afnio.runtime.events import (
     CallEnded,
@@ -47,7 +46,6 @@ from afnio.runtime.events import (
     CallRetried,
     CircuitClosed,
     CircuitOpened,
-    LimitsLearnt,
     ReplicaLeftOut,
     ReplicaTakenBack,
     subscribed,
@@ -63,9 +61,12 @@ class Progress:
     """The display of one run of the Trainer. No method raises because of the display.
 
     Args:
-        enable: False shows nothing; messages are logged then, because they say what went wrong.
+        enable: False shows nothing here, but still tells the run store how far it is; messages are logged then,
+            because they say what went wrong.
 
-    >>> Progress(enable=False).start(Plan("fit", "Agent"))
+    >>> progress = Progress(enable=False)
+    >>> progress.start(Plan("fit", "Agent"))
+    >>> progress.stop()
     """
 
     def __init__(self, enable: bool = True) -> None:
@@ -76,8 +77,6 @@ class Progress:
 
     def start(self, plan: Plan) -> None:
         """Begin. Call this in the task that trains: the calls that it launches from here on are counted."""
-        if not self._enabled:
-            return
         self._plan, self._calls, self._started = plan, _CallCounts(), time.monotonic()
         self._states: dict[Phase, LoopState] = {}
         self._newest: LoopState | None = None
@@ -88,7 +87,8 @@ class Progress:
             self._steps.update(0.0, 0)
         self._budget = _shown_budget(current_budgets(), given=plan.max_cost is not None)
         self._subscription.enter_context(subscribed(self._calls))
-        self._screen = _fitting_screen()
+        self._subscription.enter_context(shown(self._lines))
+        self._screen = _fitting_screen() if self._enabled else _Nowhere()
         self._screen.open(self._beginning(), self.snapshot)
 
     def update(self, state: LoopState) -> None:
@@ -130,7 +130,7 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Show a line that stays."""
-        if self._screen is None:
+        if self._screen is None or not self._enabled:
             logging.getLogger("afnio").warning("%s", text)
         else:
             self._screen.line([text])
@@ -154,12 +154,16 @@ class Progress:
             rows = [self._row(self._states[phase]) for phase in _PHASES if phase in self._states]
             if not rows:
                 rows = [_ProgressLine(_FIRST[self._plan.stage], 0, self._plan.samples)]
-            runtime = current_runtime()
-            wire = on_wire(runtime)
-            trouble = self._calls.trouble(wire, runtime.calls_open - wire)
-            return Snapshot(
-                self._title(), rows, self._call_facts(), places(runtime).facts(), trouble, self._seconds
-            )
+            now = places(current_runtime())
+            title, trouble = self._title(now), self._calls.trouble()
+            return Snapshot(title, rows, self._call_facts(), now.facts(), trouble, self._seconds)
+
+    def _lines(self) -> list[str]:
+        now = self.snapshot()
+        return [
+            ", ".join(now.title),
+            *(", ".join([f"{row.name} {row.count}", *row.facts]) for row in now.rows),
+        ]
 
     # The loop's reports
 
@@ -207,24 +211,30 @@ class Progress:
     def _seconds(self) -> float:
         return time.monotonic() - self._started
 
-    def _left(self) -> float | None:
-        """Return the seconds until the first limit is reached, or None if no rate or limit is known."""
+    def _left(self, where: Places) -> float | None:
+        """Return the seconds until the first limit is reached, or None if no rate or limit is known.
+
+        A quota that holds calls is known before the rate shows it: what is sent at once at the start says nothing.
+        """
         plan, newest, ends = self._plan, self._newest, []
         if newest is not None:
             total, now = self._total(), self._seconds
             samples, steps = self._samples.at(now), self._steps.at(now)
             if total is not None and samples:
-                ends.append((total - self._done()) / samples)
+                rest = total - self._done()
+                calls = self._calls.replied / max(1, self._done()) * rest
+                ends.append(max([rest / samples, *(calls / one.pace for one in where.queues if one.pace)]))
             if plan.max_steps is not None and steps:
                 ends.append((plan.max_steps - newest.step) / steps)
         if plan.max_time is not None:
             ends.append(plan.max_time - self._seconds)
-        return max(0.0, min(ends)) if ends else None
+        # All samples may be done, or the time be up, before the last step is: then nobody knows.
+        return max(1.0, min(ends)) if ends and min(ends) > 0 else None
 
     # Text
 
-    def _title(self) -> list[str]:
-        plan, newest, train, left = self._plan, self._newest, self._states.get("train"), self._left()
+    def _title(self, where: Places) -> list[str]:
+        plan, newest, train, left = self._plan, self._newest, self._states.get("train"), self._left(where)
         facts = [plan.agent, plan.stage]
         if train is not None:
             facts = [plan.agent, *([f"epoch {_of(train.epoch, train.epochs)}"] if train.epoch else [])]
@@ -293,6 +303,8 @@ class Progress:
             "failed": calls.failed,
         }
         facts = [_count(calls.replied, "call"), *(f"{n:,} {name}" for name, n in counts.items() if n)]
+        cap = None if self._budget is None else self._budget.caps.calls
+        facts[0] += "" if cap is None else f" of {cap:,}"
         return [*facts, f"{short(calls.tokens)} tokens", f"cost {self._cost()}"]
 
     def _cost(self) -> str:
@@ -407,9 +419,6 @@ def _wrapped(facts: Sequence[str], width: int, indent: int, first: int = 0) -> I
 # Counts
 
 
-MOST_ENDED: Final = 10_000
-NEARLY: Final = 0.9
-"""The part of a limit from which on it is what slows a run down."""
 _TROUBLE_LASTS: Final = 15.0
 """Seconds for which a failed attempt is shown."""
 _READINGS: Final = 20
@@ -433,15 +442,10 @@ class _CallCounts:
         self._failure: tuple[float, str] | None = None
         self._retry: tuple[float, str] | None = None
         self._closed: dict[str, str] = {}
-        self._limits: dict[str, LimitsLearnt] = {}
-        self._ended: deque[tuple[float, str]] = deque(maxlen=MOST_ENDED)
 
     def __call__(self, event: Any) -> None:
         match event:
-            case LimitsLearnt():
-                self._limits[event.account] = event
             case CallEnded(error=None):
-                self._ended.append((time.monotonic(), event.account))
                 self.replied += 1
                 self.tokens += event.usage.total_tokens
             case CallEnded():
@@ -464,19 +468,10 @@ class _CallCounts:
             case CircuitClosed() | ReplicaTakenBack():
                 self._closed.pop(event.account, None)
 
-    def trouble(self, flying: int, waiting: int) -> str | None:
-        """An account that doesn't answer or is at its limit, a call that failed recently or is tried again; one line.
-
-        Args:
-            flying, waiting: calls on the wire, and those that wait for their turn.
-        """
+    def trouble(self) -> str | None:
+        """An account that doesn't answer, a call that failed recently or is tried again; one line."""
         texts = list(self._closed.values())
         since = time.monotonic() - _TROUBLE_LASTS
-        for account, limits in self._limits.items():
-            recent = sum(one == account and at > time.monotonic() - 60 for at, one in list(self._ended))
-            if waiting and (not flying or recent >= NEARLY * (limits.requests or math.inf)):
-                text = limits_text(account, limits.requests, limits.tokens)
-                texts.append(f"limited, not stuck: {text}, {recent} replies in the last")
         texts += [said[1] for said in (self._failure, self._retry) if said is not None and said[0] > since]
         return " ".join(texts[0].split()) if texts else None
 
@@ -613,6 +608,20 @@ def _fitting_screen() -> _Screen:
         return _Terminal() if sys.stderr.isatty() else _Log()
     except (AttributeError, ValueError):  # there is no standard error, or it is closed
         return _Log()
+
+
+@final
+class _Nowhere:
+    """Shows nothing."""
+
+    def open(self, beginning: Sequence[str], snapshot: Callable[[], Snapshot]) -> None:
+        return
+
+    def line(self, facts: Sequence[str]) -> None:
+        return
+
+    def close(self) -> None:
+        return
 
 
 @final

@@ -11,8 +11,9 @@ import shlex
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from afnio._figures import counted, limits_text
+from afnio._figures import counted
 from afnio.optim._blocks import blocks_of
+from afnio.runtime._places import QueueState
 from afnio.tellurio._card import Card, card_of, kept_card
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import BlockRecord, RunRecord, Spending
@@ -165,12 +166,10 @@ def command_of(run: RunRecord) -> str:
 
 
 MINUTE: Final = 60.0
-NEARLY: Final = 0.9
-"""The part of a limit from which on it is what slows a run down."""
 
 
 def pulse_of(reader: StoreReader, run: RunRecord, now: float) -> str:
-    """Return how a live run does in a line: what it waits for, and when the last reply came; "" of any other run."""
+    """Return how a live run does: how far it is, what it waits for, and when the last reply came; "" of others."""
     if not run.is_running:
         return ""
     pulse = reader.pulse(run.id, now - MINUTE)
@@ -178,28 +177,17 @@ def pulse_of(reader: StoreReader, run: RunRecord, now: float) -> str:
         f"Calls wait for {account}, which doesn't answer: {error[:200]}."
         for account, error in pulse.down.items()
     ]
-    for account, limits in pulse.limits.items():
-        requests, tokens = (_amount(limits.get(name)) for name in ("requests", "tokens"))
-        recent = pulse.recent.get(account, 0)
-        full = requests is not None and recent >= NEARLY * requests
-        if run.waiting and (full or not run.in_flight) and (requests is not None or tokens is not None):
-            text = limits_text(account, requests, tokens)
-            said.append(
-                f"Limited, not stuck: {text}, and {recent:,} replies came in the last. {run.waiting:,} calls wait for "
-                "their turn; a higher limit would end the run sooner."
-            )
+    places = run.places if isinstance(run.places, dict) else {}
+    queues = [QueueState(**one) for one in places.get("queues", ())]
+    if queues and not said:
+        said.append("Limited, not stuck.")
+    said += [f"{queue}." for queue in queues]
     if run.waiting and not run.in_flight and not said:
-        said.append(
-            f"{run.waiting:,} calls wait: for a limit that was given, for a budget, or to be tried again."
-        )
+        said.append(f"{run.waiting:,} calls wait, for a budget or to be tried again.")
     if pulse.retried:
         attempts = counted(pulse.retried, "attempt")
         said.append(f"{attempts} failed in the last minute and are made again: {(pulse.error or '')[:200]}.")
     silent = now - (pulse.last_reply or run.date_created)
     reply = "No reply yet, after" if pulse.last_reply is None else "Last reply"
     said.append(f"{reply} {seconds(round(silent))}{'' if pulse.last_reply is None else ' ago'}.")
-    return " ".join(said)
-
-
-def _amount(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return " ".join([*(f"{line}." for line in places.get("progress", ())), *said])

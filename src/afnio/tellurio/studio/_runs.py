@@ -329,12 +329,15 @@ def figures(reader: StoreReader, run: RunRecord, tallies: Tallies) -> dict[str, 
     main = reader.headline(run.id)
     steps = reader.step_count(run.id)
     newest = [reader.newest(table, run.id) for table in ("samples", "metrics", "events")]
+    shown = {
+        name: one for name, one in mapping(run.places).items() if name in ("replicas", "executors", "batches")
+    }
     return {
         "reading": reading,
         "curves": curves,
         "step_count": steps,
         "headline": main,
-        "about": [reading.last, *newest, *([json.dumps(run.places)] if run.places else [])],
+        "about": [reading.last, *newest, *([json.dumps(shown)] if shown else [])],
         "live": {
             **live_numbers(run, reading, curves, steps, main),
             "pulse": pulse_of(reader, run, time.time()),
