@@ -126,6 +126,16 @@ class Agent(Module):
         )
         return output
 
+    async def once(self, job: Job, inputs: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        """Return what `fn` returns for one sample, in a job of another launch. Nothing is recorded for a critic."""
+        args, kwargs = self.arranged(
+            [plain(value) for value in inputs], {name: plain(value) for name, value in named.items()}
+        )
+        prompts = {name: prompt.data for name, prompt in self._members["parameters"].items()}
+        ctx = Context(Arguments((), {}), (), (), (), None)
+        options = {"signed": self._signed, "fn": self._signed.function}
+        return plain(await Called.run_forward(job, ctx, (args, kwargs, prompts), options))
+
     def arranged(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Return inputs as `fn` takes them together with its prompts: `fn(*args, **kwargs, **prompts)`.
 

@@ -414,6 +414,7 @@ class Launch:
         *,
         lane: int | None = None,
         part: str = "",
+        path: str | None = None,
         gather: bool = False,
         recover: Recover | None = None,
     ) -> None:
@@ -424,6 +425,7 @@ class Launch:
                 coroutine that does, which then runs as a task.
             lane: index of the sample, or None if there is only one value.
             part: an element of the job's address, for launches with several kinds of jobs.
+            path: the job's whole address, if it is of its content. The journal matches its calls within it.
             gather: pass `body` the raw outcomes, failures included. Otherwise it runs only if all inputs are
                 values; if not, every output gets the first input's failure, or None for a missing input.
             recover: returns the outcomes if the body raises or is cancelled. The default makes the outputs fail.
@@ -437,7 +439,7 @@ class Launch:
             behind = slot.launch
             if slot.outcome is PENDING and behind is not None and behind.depth >= self.depth:
                 self.depth = behind.depth + 1
-        self.jobs.append(Job(self, body, inputs, outputs, lane, part, gather, recover))
+        self.jobs.append(Job(self, body, inputs, outputs, lane, part, path, gather, recover))
 
     def start(self) -> None:
         """Post the jobs to the runtime. It neither blocks nor raises, so callers needn't undo what they did before."""
@@ -479,7 +481,7 @@ class Job:
     """The work of one lane: it waits for its inputs, runs once, and fills its outputs."""
 
     __slots__ = (
-        "_numbers", "_scope", "_waiting", "abandoned", "body", "done", "gather", "inputs", "lane", "launch",
+        "_numbers", "_path", "_scope", "_waiting", "abandoned", "body", "done", "gather", "inputs", "lane", "launch",
         "outputs", "part", "recover", "task",
     )  # fmt: skip
 
@@ -491,11 +493,13 @@ class Job:
         outputs: Sequence[Slot],
         lane: int | None,
         part: str,
+        path: str | None,
         gather: bool,
         recover: Recover | None,
     ) -> None:
         self.done = False
         self.part = part
+        self._path = path
         self._scope: Scope | None = None
         self._numbers: dict[str, int] | None = None
         self.launch = launch
@@ -512,6 +516,8 @@ class Job:
     @property
     def address(self) -> str:
         """Scope path, launch number, part and lane. Unique in the run, and the same in the next run."""
+        if self._path is not None:
+            return self._path
         part = f"/{self.part}" if self.part else ""
         lane = "" if self.lane is None else f"/{self.lane}"
         return f"{self.launch.address}{part}{lane}"
@@ -528,7 +534,7 @@ class Job:
         """The scope for what the body launches: addresses below the job's own, owned by the launch's owner."""
         if self._scope is None:
             owner = self.launch.scope
-            shared = owner._matched_in
+            shared = self._path or owner._matched_in
             self._scope = Scope(self.address, runtime=owner.runtime, owner=owner.owner, matched_in=shared)
             self._scope.job = self
         return self._scope

@@ -10,6 +10,7 @@ are scored anew from the replies in its journal. `fresh=True` begins a run witho
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections import Counter
@@ -17,12 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 import anyio.to_thread
 
 from afnio import cognitive as cog
 from afnio._figures import counted
+from afnio.autodiff._function import Arguments, Context, set_launch_event
 from afnio.autodiff._graph import no_grad
 from afnio.cognitive._members import mode
 from afnio.errors import BudgetExceeded, JournalLockedError, UnknownPriceError, reason
@@ -30,18 +32,36 @@ from afnio.models._prices import earlier_ledger, price_of
 from afnio.runtime._blocking import task_group
 from afnio.runtime._budget import Budget
 from afnio.runtime._callables import tolerate
-from afnio.runtime._kernel import Scope, active_scope, current_scope
+from afnio.runtime._kernel import Job, Launch, Outcomes, Scope, Slot, active_scope, current_scope
 from afnio.runtime._limits import Limits
 from afnio.runtime._spending import cost
 from afnio.runtime._tracebacks import Failure, folding
 from afnio.runtime._waiting import wait_async
-from afnio.runtime.events import CallEnded, CallReplayed, Usage, subscribed
+from afnio.runtime.events import (
+    CallEnded,
+    CallReplayed,
+    NodeInput,
+    NodeLaunched,
+    Usage,
+    emit,
+    listening,
+    subscribed,
+)
 from afnio.studies._earlier import trained_on
 from afnio.studies._evaluated import Draw, EvaluatedRow
 from afnio.studies._evaluation import Evaluation
 from afnio.studies._needs import FIRST
-from afnio.studies._rows import digest, read_rows
-from afnio.studies._scoring import Scoring, check_crashes, check_draws, takes_expected, wanted_by
+from afnio.studies._rows import Row, digest, read_rows
+from afnio.studies._scoring import (
+    RowMetric,
+    Scorer,
+    Scoring,
+    check_crashes,
+    check_draws,
+    raise_fatal,
+    takes_expected,
+    wanted_by,
+)
 from afnio.studies._study import budget_of, job
 from afnio.studies._subject import Subject
 from afnio.studies._training import shown
@@ -49,8 +69,15 @@ from afnio.tellurio._card import CARD
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._run import Run, init
 from afnio.tellurio._store import store_path
+from afnio.trainer._progress import Progress
 
 NAMESPACE: Final = "evaluate"
+METRIC: Final = 0
+"""The element of the addresses of the metric's calls. A row's own launches are numbered from 1."""
+AT_ONCE: Final = 250
+"""Rows that begin together. If all did, on a busy loop the last one would begin before the first one has a score."""
+Place = tuple[int, int]
+"""The number of a row, and of its draw."""
 
 
 @folding
@@ -183,12 +210,13 @@ class Evaluating(Scoring):
         self.identity = digest(subject.texts)
         # The address of an input begins with a number, so the studio shows a draw as one evaluation.
         seen: Counter[str] = Counter()
+        self._keys = [row.key for row in self.rows]
         self._numbers = []
-        for row in self.rows:
-            self._numbers.append(int(digest(row.key, seen[row.key])[:20], 16))
-            seen[row.key] += 1
+        for key in self._keys:
+            self._numbers.append(int(digest(key, seen[key])[:20], 16))
+            seen[key] += 1
         self._uses: dict[str, Use] = {}
-        self._done: dict[tuple[int, int], tuple[str | None, float | None, str | None, str | None]] = {}
+        self._done: dict[Place, tuple[str | None, float | None, str | None, str | None]] = {}
 
     @contextmanager
     def bridge(self) -> Iterator[None]:
@@ -265,51 +293,109 @@ class Evaluating(Scoring):
         """Score all rows: some first, which shows an agent or a metric that can't work."""
         places = [(number, draw) for draw in range(self.draws) for number in range(len(self.rows))]
         first = places[: min(FIRST, len(self.rows))]
-        with shown("test", self.subject.title, len(places)):
-            errors = await self._pass(first)
+        with shown("test", self.subject.title, len(places)) as progress:
+            errors = await self._pass(first, progress)
             if all(self._done[place][1] is None for place in first):
                 check_crashes(errors, len(first))
                 raise ValueError(
                     f"the agent must return a text or another value (got None for all of the first {len(first)} "
                     "rows); return what the metric is to score"
                 )
-            await self._pass(places[len(first) :])
+            await self._pass(places[len(first) :], progress)
 
-    async def _pass(self, places: Sequence[tuple[int, int]]) -> list[BaseException]:
-        """Score rows, each draw in a scope of its own; returns the errors of those that crashed."""
-        launched: dict[tuple[int, int], Any] = {}
-        outer = current_scope()
-
-        async def launch(place: tuple[int, int]) -> None:
-            path = self._path(place)
-            # It only lends its address: the run's scope owns the launches. This task has a context of its own.
-            own = Scope(path, runtime=outer.runtime, owner=outer.owner, matched_in=path)
-            own.job = outer.job
-            active_scope.set(own)
-            self._uses[path] = Use()
-            launched[place] = await self.evaluated([self.rows[place[0]]])
-
+    async def _pass(self, places: Sequence[Place], shown: Progress) -> list[BaseException]:
+        """Run and score rows, each draw at an address of its own; returns the errors of those that crashed."""
+        metric = Scorer(self.metric, (), self.perfect, set())
+        scorers = {place: metric.of(self.rows[place[0]]) for place in places}
+        slots: dict[Place, Slot] = {}
+        self._uses.update({self._path(place): Use() for place in places})
         with no_grad(), mode(False), tolerate(1e-9):
-            async with task_group() as tasks:
-                for place in places:
-                    tasks.start_soon(launch, place)
-            slots = [slot for one, _ in launched.values() for slot in one.score.sample_slots]
-            await wait_async(slots)
-            for slot in slots:  # all of them: one that must be raised hides the others
-                if isinstance(slot.outcome, Failure):
-                    slot.outcome.mark_read()
-            errors: list[BaseException] = []
-            for place in places:
-                evaluation, scorer = launched[place]
-                one = await self.read(evaluation, scorer)
-                (score,), (output,) = one.scores, one.outputs
-                errors += one.errors
-                missing = None if score is not None else "the agent returned None"
-                error = _printable(reason(one.errors[0])) if one.errors else missing
-                self._done[place] = (output, score, scorer.feedback.get(0), error)
-        return errors
+            if self.subject.function is not None:
+                for start in range(0, len(places), AT_ONCE):
+                    await self._launch_function(places[start : start + AT_ONCE], scorers, slots, shown)
+            else:
+                async with task_group() as tasks:
+                    for place, scorer in scorers.items():
+                        tasks.start_soon(self._launch_module, place, scorer, slots, shown)
+            await wait_async(slots.values())
+        errors = {place: slot.outcome for place, slot in slots.items() if isinstance(slot.outcome, Failure)}
+        for failure in errors.values():
+            failure.mark_read()
+        for failure in errors.values():  # all were read before: one that must be raised hides the others
+            raise_fatal(failure.error)
+        for place, scorer in scorers.items():
+            score, error = slots[place].outcome, None
+            if place in errors:
+                score, error = None, _printable(reason(errors[place].error))
+            elif score is None:
+                error = "the agent returned None"
+            self._done[place] = (scorer.outputs.get(0), score, scorer.feedback.get(0), error)
+        return [failure.error for failure in errors.values()]
 
-    def _path(self, place: tuple[int, int]) -> str:
+    async def _launch_function(
+        self,
+        places: Sequence[Place],
+        scorers: Mapping[Place, Scorer],
+        slots: dict[Place, Slot],
+        shown: Progress,
+    ) -> None:
+        """Launch a function and the metric on rows; returns once they have begun.
+
+        All are one launch with two jobs a row, because an op for each would take longer than their calls.
+        """
+        launch, agent = Launch(self.subject.title), cast("cog.Agent", self.subject.module)
+        for place in places:
+            output = Slot(launch)
+            body = functools.partial(self._called, agent, self.rows[place[0]])
+            launch.add(body, [], [output], path=self._path(place))
+            slots[place] = self._judged(launch, output, scorers[place], place, shown)
+        begun = Slot(launch)
+        launch.add(lambda job, values: [True], [], [begun])
+        launch.start()
+        await wait_async([begun])
+
+    async def _launch_module(
+        self, place: Place, scorer: Scorer, slots: dict[Place, Slot], shown: Progress
+    ) -> None:
+        """Launch a Module on a row, and the metric behind it."""
+        path, outer = self._path(place), current_scope()
+        # It only lends its address: the run's scope owns the launches. This task has a context of its own.
+        own = Scope(path, runtime=outer.runtime, owner=outer.owner, matched_in=path)
+        own.job = outer.job
+        active_scope.set(own)
+        output = await self.output(scorer.rows)
+        launch = Launch(scorer.name)
+        set_launch_event(launch, Arguments((output,), {}), "evaluator")
+        slots[place] = self._judged(launch, output.cell()[0][0], scorer, place, shown, node=launch.address)
+        launch.start()
+
+    async def _called(self, agent: cog.Agent, row: Row, job: Job, values: Any) -> Outcomes:
+        if listening():
+            inputs = [NodeInput(None, [value]) for value in (*row.args, *row.kwargs.values())]
+            emit(NodeLaunched(job.address, job.launch.name, job.launch.line, "forward", 1, inputs))
+        return [await agent.once(job, row.args, row.kwargs)]
+
+    def _judged(
+        self, launch: Launch, output: Slot, scorer: Scorer, place: Place, shown: Progress, node: str = ""
+    ) -> Slot:
+        """Add the job that scores an output; returns the slot of the score."""
+        path = self._path(place)
+        ctx = Context(Arguments((), {}), (), (), (), 0, node or path)
+        options = {"scorer": scorer, "purpose": scorer.name}
+
+        async def body(job: Job, values: Any) -> Outcomes:
+            try:
+                if values[0] is None or isinstance(values[0], Failure):
+                    return [values[0]]
+                return (await RowMetric.run_forward(job, ctx, values, options))[:1]
+            finally:
+                shown.scored()
+
+        score = Slot(launch)
+        launch.add(body, [output], [score], path=f"{path}/{METRIC}", gather=True)
+        return score
+
+    def _path(self, place: Place) -> str:
         return f"draw {place[1] + 1}/{self._numbers[place[0]]}"
 
     def _count(self, event: Any) -> None:
@@ -319,8 +405,7 @@ class Evaluating(Scoring):
             number, _, rest = rest.partition("/")
             use = self._uses.get(f"{draw}/{number}")
             if use is not None:
-                launch = f"{draw}/{number}/{rest.partition('/')[0]}/"
-                use.add(event, judged=launch in self.metric_places)
+                use.add(event, judged=rest.startswith(f"{METRIC}/"))
 
     # The result
 
@@ -328,7 +413,7 @@ class Evaluating(Scoring):
         """Return the result. Looks prices up, so not on an event loop."""
         prices = {key: price_of(*key) for use in self._uses.values() for key in use.usage}
 
-        def draw(place: tuple[int, int]) -> Draw:
+        def draw(place: Place) -> Draw:
             use = self._uses[self._path(place)]
             bills = [
                 None if (price := prices[key]) is None else cost(price, usage)
@@ -340,7 +425,7 @@ class Evaluating(Scoring):
 
         evaluated = [
             EvaluatedRow(
-                row.number, row.key, row.inputs, row.expected,
+                row.number, self._keys[number], row.inputs, row.expected,
                 tuple(draw((number, again)) for again in range(self.draws)),
             )
             for number, row in enumerate(self.rows)
@@ -361,7 +446,7 @@ class Evaluating(Scoring):
             run=f"{run.namespace}/{run.project}/{run.name}",
             home=str(home),
             notes=self._notes(evaluated),
-            trained=sorted(trained.intersection(row.key for row in self.rows)),
+            trained=sorted(trained.intersection(self._keys)),
         )
 
     def _notes(self, rows: Sequence[EvaluatedRow]) -> list[str]:

@@ -326,7 +326,8 @@ class Evaluation:
     @property
     def card(self) -> Card:
         """The card that the pages of the run show first."""
-        groups = list(self.by().items())
+        labels = {in_words(row.expected) for row in self.rows}
+        groups = self.by().items() if 1 < len(labels) <= SHOWN else ()
         wrong = [*self.worst(MOST_ROWS), *[row for row in self.failed if row.score is None][:MOST_ROWS]]
         return Card(
             verdict=self.sentence,
@@ -334,7 +335,7 @@ class Evaluation:
             on=counted(self.score.rows, "row"),
             facts=[
                 *self.figures(),
-                *((f"expected {name}", str(score)) for name, score in groups if 1 < len(groups) <= SHOWN),
+                *((f"expected {name}", str(score)) for name, score in groups),
             ],
             start=self.prompts,
             prompts=self.prompts,

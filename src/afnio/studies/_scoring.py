@@ -7,6 +7,7 @@ counted as wrong, an agent with a flaky tool would look like one with a bad prom
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import json
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
-from afnio.autodiff._function import Arguments, Context
+from afnio.autodiff._function import Context
 from afnio.autodiff._graph import no_grad
 from afnio.autodiff._variable import Variable, bind
 from afnio.cognitive._evaluators import Evaluator, Judgement, record, succeeded
@@ -73,6 +74,12 @@ class Scorer:
         self.name = getattr(metric, "__name__", type(metric).__name__)
         if self.name == "<lambda>":
             self.name = "metric"
+
+    def of(self, row: Row) -> Scorer:
+        """Return the same metric for one row, without another check of its signature."""
+        scorer = copy.copy(self)
+        scorer.rows, scorer.outputs, scorer.feedback = [row], {}, {}
+        return scorer
 
     async def __call__(self, job: Job, lane: int, output: Any) -> tuple[Any, str | None]:
         """Return a row's score and the metric's feedback.
@@ -176,11 +183,6 @@ class RowMetric(Evaluator):
     """The evaluator around the user's metric: the score of a lane, and its feedback."""
 
     @classmethod
-    def check(cls, arguments: Arguments) -> None:
-        if not isinstance(arguments.args[0], Variable):
-            raise TypeError(f"a Module's forward must return a Variable (got {_short(arguments.args[0])})")
-
-    @classmethod
     async def run_forward(
         cls, job: Job, ctx: Context, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Outcomes:
@@ -264,11 +266,8 @@ class Scoring:
     async def evaluated(self, rows: Sequence[Row]) -> tuple[Judgement, Scorer]:
         """Launch the agent and the metric on rows."""
         scorer = Scorer(self.metric, rows, self.perfect, self.metric_places)
-        output = self.subject(rows)
-        if inspect.isawaitable(output) and not isinstance(output, Variable):
-            output = await output
         evaluation = RowMetric.apply(
-            output,
+            await self.output(rows),
             scorer=scorer,
             purpose=scorer.name,
             feedback_by="rules",
@@ -276,6 +275,15 @@ class Scoring:
             reduction_fn_purpose=None,
         )
         return evaluation, scorer
+
+    async def output(self, rows: Sequence[Row]) -> Variable:
+        """Launch the agent on rows."""
+        output = self.subject(rows)
+        if inspect.isawaitable(output) and not isinstance(output, Variable):
+            output = await output
+        if not isinstance(output, Variable):
+            raise TypeError(f"a Module's forward must return a Variable (got {_short(output)})")
+        return output
 
     async def scored(
         self, name: str, rows: Sequence[Row], *versions: Mapping[str, str], tolerant: bool = False

@@ -80,6 +80,7 @@ class Progress:
         self._plan, self._calls, self._started = plan, _CallCounts(), time.monotonic()
         self._states: dict[Phase, LoopState] = {}
         self._newest: LoopState | None = None
+        self._alone = 0  # samples without a report of a loop
         self._unvalidated: LoopState | None = None  # the end of an epoch whose validation hasn't ended
         self._samples, self._steps = _Rate(), _Rate()
         if plan.resumed is None:  # a resumed run has done samples and steps before it started
@@ -128,6 +129,10 @@ class Progress:
             [f"step {number}", *_metrics(scored), f"time {clock(self._seconds)}", f"cost {self._cost()}"]
         )
 
+    def scored(self) -> None:
+        """Count a sample of a job without a loop."""
+        self._alone += 1  # on the runtime's thread only
+
     def message(self, text: str) -> None:
         """Show a line that stays."""
         if self._screen is None or not self._enabled:
@@ -153,7 +158,8 @@ class Progress:
         with self._lock:
             rows = [self._row(self._states[phase]) for phase in _PHASES if phase in self._states]
             if not rows:
-                rows = [_ProgressLine(_FIRST[self._plan.stage], 0, self._plan.samples)]
+                self._samples.update(self._seconds, self._alone)
+                rows = [_ProgressLine(_FIRST[self._plan.stage], self._alone, self._plan.samples)]
             now = places(current_runtime())
             title, trouble = self._title(now), self._calls.trouble()
             return Snapshot(title, rows, self._call_facts(), now.facts(), trouble, self._seconds)
