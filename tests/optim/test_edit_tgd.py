@@ -245,6 +245,21 @@ def test_no_race_uses_a_sample_whose_mistake_was_shown_in_its_step(rows):
         assert not raced & shown_now
 
 
+def test_the_current_text_is_raced_on_each_sample_once():
+    """Its scores and mistakes are kept as long as it stays, also in a file; no other text has them."""
+    agent, proposer = Agent(rows=16), ScriptedClient(lambda request: add("Useless."))
+    options = {"lr": 1, "inner": 1, "race": 8, "first": 8, "prune_every": None}
+    optimizer = agent.optimizer(proposer, **options)
+    steps = told(optimizer, 3)
+    again = agent.optimizer(proposer, **options)
+    again.load_state_dict(json.loads(json.dumps(optimizer.state_dict(), default=str)))
+    steps += told(again, 3)
+    systems = Counter(request.messages[0]["content"] for request in agent.client.requests)
+    assert [len(candidate.scores) for step in steps for candidate in step.candidates] == [8] * 12
+    assert [len(shown(request, "mistake")) for request in proposer.requests] == [4, *[8] * 5]
+    assert systems == {"Answer.": 4 + 16, "Answer.\nUseless.": 6 * 8}
+
+
 def test_a_long_chain_goes_through_its_samples_again():
     """A minibatch has none twice."""
     agent = Agent(rows=16, answer=lambda request: "no")

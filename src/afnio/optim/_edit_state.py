@@ -102,6 +102,8 @@ class SearchState:
         lost: edits that didn't help, the newest last.
         carried: mistakes of the last race, for the next step.
         raced: the samples of that race.
+        kept: the score of each sample that the values have been raced on.
+        lessons: what these samples say about each parameter.
         warned: True once a race had too few samples. Not saved.
     """
 
@@ -124,6 +126,8 @@ class SearchState:
     lost: list[list[LostEdit]] = field(default_factory=list)
     carried: list[list[Mistake]] = field(default_factory=list)
     raced: list[int] = field(default_factory=list)
+    kept: dict[int, float] = field(default_factory=dict)
+    lessons: list[list[Mistake]] = field(default_factory=list)
     warned: bool = False
 
     def begin(self, texts: Sequence[str]) -> None:
@@ -139,6 +143,7 @@ class SearchState:
             # Assigned from outside, so the mistakes of the last race are another text's.
             self.incumbent, self.next = self.next, self.next + 1
             self.carried, self.raced = [], []
+            self.keep({}, [])
         self.hold(texts)
         for records, text in zip(self.records, texts, strict=True):
             for block in blocks_of(text):
@@ -147,6 +152,10 @@ class SearchState:
     def hold(self, texts: Sequence[str]) -> None:
         """Note the values that the parameters hold now."""
         self.texts, self.digest = list(texts), digest(texts)
+
+    def keep(self, scores: Mapping[int, float], mistakes: Sequence[Sequence[Mistake]]) -> None:
+        """Note what the values that the parameters hold now got in races."""
+        self.kept, self.lessons = dict(scores), [list(some) for some in mistakes]
 
     def lineage(self, position: int, text: str) -> list[Lineage]:
         """Return the record of each block of a parameter's text, in order."""
@@ -271,7 +280,9 @@ class SearchState:
             "lost": [[_fields(edit, _LOST) for edit in edits] for edits in self.lost],
             "count": self.count,
             "raced": list(self.raced),
-            "carried": [[_fields(mistake, _MISTAKE) for mistake in mistakes] for mistakes in self.carried],
+            "carried": _saved(self.carried),
+            "kept": [list(entry) for entry in self.kept.items()],
+            "lessons": _saved(self.lessons),
         }
 
     @classmethod
@@ -311,11 +322,10 @@ class SearchState:
             ],
             [dict(tested) for tested in state["tested"]],
             [[LostEdit(**edit) for edit in edits] for edits in state["lost"]],
-            [
-                [Mistake(**{**mistake, "trail": tuple(mistake["trail"])}) for mistake in mistakes]
-                for mistakes in state["carried"]
-            ],
+            _restored(state["carried"]),
             list(state["raced"]),
+            dict(state["kept"]),
+            _restored(state["lessons"]),
         )
 
 
@@ -329,6 +339,14 @@ def _fields(record: Any, names: Sequence[str]) -> dict[str, Any]:
     """Return fields as JSON can hold them: tuples become lists."""
     values = {name: getattr(record, name) for name in names}
     return {name: list(value) if isinstance(value, list | tuple) else value for name, value in values.items()}
+
+
+def _saved(mistakes: Sequence[Sequence[Mistake]]) -> list[list[dict[str, Any]]]:
+    return [[_fields(mistake, _MISTAKE) for mistake in some] for some in mistakes]
+
+
+def _restored(mistakes: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[Mistake]]:
+    return [[Mistake(**{**one, "trail": tuple(one["trail"])}) for one in some] for some in mistakes]
 
 
 # Candidates.

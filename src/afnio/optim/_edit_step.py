@@ -58,7 +58,8 @@ class ChainStep:
     def __init__(self, setup: ChainSetup, state: SearchState, inputs: StepInputs, sizes: Sizes) -> None:
         self._setup, self._state, self._inputs, self._sizes = setup, state, inputs, sizes
         self._runner = Runner(setup, inputs)
-        self._race = EntryRace(self._runner, sizes, setup.quorum, self._vetoed if setup.guards else None)
+        vetoed = self._vetoed if setup.guards else None
+        self._race = EntryRace(self._runner, sizes, setup.quorum, vetoed, state)
         self._drafts: list[list[Draft]] = []
         self._values: tuple[str, ...] = tuple(inputs.values)
         self._candidates: list[Candidate] = []
@@ -118,7 +119,7 @@ class ChainStep:
         if winner is not None and winner.name != "incumbent":
             self._adopt(winner)
         if winner is not None:
-            state.raced, state.carried = units, await self._race.mistakes(winner, "start mistakes")
+            state.raced, state.carried = units, await self._race.mistakes(winner, units, "start mistakes")
 
     def _most_left_out(self) -> int:
         """Return how many sentences may be left out: together they may cost as much as a step."""
@@ -333,8 +334,9 @@ class ChainStep:
             state.lose(result, self._values)
         state.steps += 1
         state.raced, state.carried = [], []
-        if winner is not None and winner.graphs:
-            state.raced, state.carried = result.units, await self._race.mistakes(winner, "mistakes")
+        if winner is not None and winner.scores:
+            state.raced = result.units
+            state.carried = await self._race.mistakes(winner, result.units, "mistakes")
         state.hold(self._values)
         state.forget()
         reason = None
@@ -473,8 +475,10 @@ class EntryRace:
         sizes: Sizes,
         quorum: float,
         veto: Callable[[Entry], Awaitable[str | None]] | None,
+        state: SearchState,
     ) -> None:
         self._runner, self._sizes, self._quorum, self._veto = runner, sizes, quorum, veto
+        self._state = state
 
     async def run(
         self, entries: Sequence[Entry], units: Sequence[int], *, staged: bool = True
@@ -521,18 +525,21 @@ class EntryRace:
 
     async def _run(self, entries: Sequence[Entry], units: list[int], stage: int) -> None:
         async def one(entry: Entry) -> None:
+            kept = self._kept(entry)
+            missing = [unit for unit in units if unit not in kept]
+            scores = dict[int, float | None](kept)
             try:
-                async with scope(name=f"candidate {entry.place} part {stage}"):
-                    scores, explanation = await self._runner.forward(
-                        entry.values, units, "samples", Priority.VALIDATION
-                    )
+                if missing:
+                    async with scope(name=f"candidate {entry.place} part {stage}"):
+                        new, explanation = await self._runner.forward(
+                            entry.values, missing, "samples", Priority.VALIDATION
+                        )
+                    scores.update(zip(missing, new, strict=True))
+                    entry.graphs.append((explanation, missing))
             except Exception as error:
                 raise_end(error)
                 entry.error = error
-                scores, explanation = [None] * len(units), None
-            entry.scores += scores
-            if explanation is not None:
-                entry.graphs.append((explanation, units))
+            entry.scores += [scores.get(unit) for unit in units]
 
         await side_by_side([partial(one, entry) for entry in entries])
 
@@ -569,8 +576,15 @@ class EntryRace:
     def _enough(self, scored: int, samples: int) -> bool:
         return scored > 0 and quorum_holds(scored, samples, self._quorum)
 
-    async def mistakes(self, winner: Entry, name: str) -> list[list[Mistake]]:
-        """Return the winner's mistakes in the race, by parameter, for the next step's proposals."""
+    def _kept(self, entry: Entry) -> Mapping[int, float]:
+        """Return the scores that an entry has from earlier races. The others' texts are new."""
+        return self._state.kept if entry.name == "incumbent" else {}
+
+    async def mistakes(self, winner: Entry, units: Sequence[int], name: str) -> list[list[Mistake]]:
+        """Return the winner's mistakes in the race, by parameter, for the next step's proposals.
+
+        They are kept with its scores: if a later race comes to one of these samples, the winner isn't run on it again.
+        """
         parts: list[list[list[Mistake]]] = [[] for _ in winner.graphs]
 
         async def part(number: int) -> None:
@@ -579,7 +593,16 @@ class EntryRace:
 
         async with scope(name=name):
             await side_by_side([partial(part, number) for number in range(len(parts))])
-        return [[m for found in parts for m in found[position]] for position in range(len(winner.values))]
+        new = [[m for found in parts for m in found[position]] for position in range(len(winner.values))]
+        state, kept = self._state, self._kept(winner)
+        earlier = state.lessons if kept else [[] for _ in new]
+        raced = dict(zip(units, winner.scores, strict=False))  # a winner may be out on the first samples
+        scores = {unit: score for unit, score in raced.items() if score is not None}
+        state.keep({**kept, **scores}, [[*old, *more] for old, more in zip(earlier, new, strict=True)])
+        return [
+            [*(mistake for mistake in old if mistake.unit in raced), *more]
+            for old, more in zip(earlier, new, strict=True)
+        ]
 
 
 # Running the agent.

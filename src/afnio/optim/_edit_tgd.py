@@ -68,6 +68,9 @@ class EditTGD(Optimizer):
     `step()` needs no feedback, because it runs `evaluate` itself. Feedback that a loop or a Trainer has gathered in
     `grad` is dealt to the chains too, in place of their first samples.
 
+    The current text keeps its scores and mistakes as long as it stays: a race that comes to one of its samples again
+    doesn't run it there.
+
     A race decides which text goes on, and proves nothing. `optim.Gate` tests the result of a run once, on samples that
     nothing else used.
 
