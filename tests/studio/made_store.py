@@ -137,7 +137,7 @@ class MadeRun:
         return self.insert(
             "calls", address=address, node=node, lane=lane, phase=phase, purpose=purpose,
             account="https://api.example.com/v1", model="gpt-4.1-nano", status="failed" if error else "ok",
-            attempts=attempts, seconds=seconds, waited=0.1, started=self.time - seconds, ended=self.time,
+            attempts=attempts, seconds=seconds, waited=0.1, started=self.time - seconds - 0.1, ended=self.time,
             prompt_tokens=60 + len(str(messages)) // 4, completion_tokens=len(reply) // 4 + 1, cached_tokens=32,
             reasoning_tokens=0, cost=cost, error=error, params=self.body({"temperature": 0.0}),
             messages=",".join(str(self.body(message)) for message in messages),

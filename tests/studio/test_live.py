@@ -101,11 +101,11 @@ def test_what_waits_is_not_in_flight(browser: Browser, start: Callable[..., Stud
         scores = worker.submit(launch).result()
         expect(page.locator("[data-n=in_flight]")).to_have_text("2")
         expect(page.locator("[data-n=waiting]")).to_have_text("7 waiting")
-        assert "Calls by purpose" not in page.locator("#about").inner_text()
+        assert "Where the time went" not in page.locator("#about").inner_text()
         gate.set()
         assert worker.submit(lambda: scores.data / 9).result() == 1.0
         worker.submit(run.flush).result()
-        expect(page.locator("#about")).to_contain_text("Calls by purpose")
+        expect(page.locator("#about")).to_contain_text("Where the time went")
         expect(page.locator("h2:has-text('Evaluations') + .scroll tbody td:nth-child(2)")).to_have_text("9")
         expect(page.locator("[data-n=in_flight]")).to_have_text("0")
         expect(page.locator("[data-n=waiting]")).to_have_text("")

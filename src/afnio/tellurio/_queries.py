@@ -54,6 +54,7 @@ from afnio.tellurio._records import (
     ScoredSample,
     SecondOfCalls,
     Spending,
+    StepCalls,
     StepRecord,
     TableRecord,
     TextRecord,
@@ -87,12 +88,13 @@ MOST_BODIES: Final = 32_000
 TOTALS: Final = """
     count(*), sum(status = 'failed'), sum(status = 'cancelled'), sum(replayed > 0), sum(attempts),
     sum(max(attempts - 1, 0)), sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(cost),
-    sum(cost IS NULL AND status IN ('ok', 'replayed')), sum(seconds)"""
+    sum(cost IS NULL AND status IN ('ok', 'replayed')), sum(seconds), sum(waited)"""
 """The fields of `Spending`, in order. Every total of calls in Afnio is added up by this and by `Spending.__add__`."""
 
 BY_PURPOSE: Final = f"SELECT purpose, {TOTALS} FROM calls WHERE run_id = ? GROUP BY purpose ORDER BY purpose"
 BY_SECOND: Final = f"""
-SELECT CAST(ended AS INTEGER) AS second, purpose, account, model, max(id), {TOTALS}
+SELECT CAST(ended AS INTEGER) AS second, purpose, account, model, max(id),
+    group_concat(max(0, CAST(1000 * seconds AS INTEGER))), {TOTALS}
 FROM calls WHERE run_id = ? AND id > ? GROUP BY second, purpose, account, model"""
 
 LAST_METRICS: Final = """
@@ -317,7 +319,21 @@ class StoreReader:
     def spending_by_second(self, run_id: str, after: int = 0) -> list[SecondOfCalls]:
         """The totals of the calls with ids above `after`, by the second of their ends, purpose, account and model."""
         rows = map(tuple, self._all(BY_SECOND, run_id, after))
-        return [SecondOfCalls(*[*row[:5], Spending(*row[5:])]) for row in rows]
+        return [SecondOfCalls(*[*row[:6], Spending(*row[6:])]) for row in rows]
+
+    def calls_of_step(self, run_id: str, number: int, most: int) -> tuple[list[StepCalls], list[CallRecord]]:
+        """The calls that ended between the step before and this one: in groups, and `most` of them, evenly chosen."""
+        ends = "SELECT coalesce(max(time), 0) FROM steps WHERE run_id = ? AND number = ?"
+        span = [self._value(ends, run_id, one) for one in (number - 1, number)]
+        where = "run_id = ? AND ended > ? AND ended <= ?"
+        columns = "phase, purpose, model, count(*), min(started), max(ended)"
+        rows = self._all(f"SELECT {columns} FROM calls WHERE {where} GROUP BY 1, 2, 3", run_id, *span)
+        groups = [StepCalls(*row) for row in rows]
+        every = -(-sum(one.calls for one in groups) // most)
+        chosen = [("ended > ? AND ended <= ?", span), ("id % ? = 0", [max(1, every)])]
+        return groups, [
+            CallRecord(*row) for row in self._page("calls", CallRecord, run_id, chosen, limit=most)
+        ]
 
     def is_simulated(self, run_id: str) -> bool:
         """Return True if the first calls with a reply were answered by `afnio provider`, which plays a model."""

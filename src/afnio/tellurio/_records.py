@@ -115,6 +115,7 @@ class Spending:
         cost: None if no call has a price.
         unpriced: successful calls without a price.
         seconds: time on the wire.
+        waited: time in the queue and between attempts.
     """
 
     calls: int = 0
@@ -129,6 +130,7 @@ class Spending:
     cost: float | None = None
     unpriced: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
 
     def __add__(self, other: Spending) -> Spending:
         totals = {name: getattr(self, name) + getattr(other, name) for name in _ADDED}
@@ -145,6 +147,7 @@ class SecondOfCalls(NamedTuple):
     Attributes:
         second: seconds since 1970 UTC.
         last: the highest of their ids.
+        times: the milliseconds of each on the wire, with commas.
     """
 
     second: int
@@ -152,7 +155,19 @@ class SecondOfCalls(NamedTuple):
     account: str
     model: str
     last: int
+    times: str
     spent: Spending
+
+
+class StepCalls(NamedTuple):
+    """The calls of one phase, purpose and model in a step, and when the first began and the last ended."""
+
+    phase: str
+    purpose: str
+    model: str
+    calls: int
+    first: float
+    last: float
 
 
 @dataclass(frozen=True, slots=True)

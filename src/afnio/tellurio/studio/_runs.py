@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ from afnio.tellurio._store import stores
 from afnio.tellurio.studio._card import card_view, pulse_of
 from afnio.tellurio.studio._step import Shown, shown_diff
 from afnio.tellurio.studio._text import plain, query_number, score, thinned, word_diff
+from afnio.tellurio.studio._times import time_shares
 
 PAGE: Final = 100
 """Runs of one page."""
@@ -172,12 +174,16 @@ KEPT_TALLIES: Final = 64
 
 
 class RunReading(NamedTuple):
-    """A run's totals at one moment, `models` by purpose and model; `last` is the id of the last call in them."""
+    """A run's totals at one moment; `last` is the id of the last call in them.
+
+    Attributes:
+        models, times: by purpose and model; the times are milliseconds on the wire.
+    """
 
     total: Spending
-    purposes: dict[str, Spending]
     accounts: dict[str, Spending]
     models: dict[tuple[str, str], Spending]
+    times: dict[tuple[str, str], array[int]]
     curves: dict[str, Any]
     last: int
 
@@ -221,9 +227,9 @@ class Tallies:
         with lock:
             if newest > tally.last:
                 tally.update(reader, run.id)
-            purposes = dict(sorted(tally.purposes.items()))
             accounts, models = dict(tally.accounts), dict(tally.models)
-            return RunReading(tally.total, purposes, accounts, models, tally.curves(), tally.last)
+            times = {key: some[:] for key, some in tally.times.items()}
+            return RunReading(tally.total, accounts, models, times, tally.curves(), tally.last)
 
 
 @dataclass(slots=True)
@@ -237,9 +243,9 @@ class Tally:
 
     last: int = 0
     total: Spending = field(default_factory=Spending)
-    purposes: dict[str, Spending] = field(default_factory=dict)
     accounts: dict[str, Spending] = field(default_factory=dict)
     models: dict[tuple[str, str], Spending] = field(default_factory=dict)
+    times: dict[tuple[str, str], array[int]] = field(default_factory=dict)
     seconds: dict[int, list[float]] = field(default_factory=dict)
 
     def update(self, reader: StoreReader, run: str) -> None:
@@ -247,10 +253,10 @@ class Tally:
         for one in reader.spending_by_second(run, self.last):
             spent = one.spent
             self.total += spent
-            self.purposes[one.purpose] = self.purposes.get(one.purpose, Spending()) + spent
             self.accounts[one.account] = self.accounts.get(one.account, Spending()) + spent
             named = one.purpose, one.model
             self.models[named] = self.models.get(named, Spending()) + spent
+            self.times.setdefault(named, array("Q")).extend(map(int, one.times.split(",")))
             second = self.seconds.setdefault(one.second, [0, 0, 0.0, 0])
             second[0] += spent.calls
             second[1] += spent.failed
@@ -311,6 +317,7 @@ def run_page(reader: StoreReader, run: RunRecord, tallies: Tallies, *, after: in
         **numbers,
         "result": card_view(reader, run, reading.total, reading.models),
         **where(run, reading),
+        "times": time_shares(reading.models, reading.times),
         "steps": steps,
         "more_steps": steps[-1].number if len(steps) == STEPS else None,
         "metrics": metrics(reader, run.id),

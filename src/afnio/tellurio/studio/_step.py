@@ -30,6 +30,7 @@ from typing import Any, Final, NamedTuple
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import CandidateRecord, ChangeRecord, Choice, RunRecord, ScoredSample
 from afnio.tellurio.studio._text import Piece, word_diff
+from afnio.tellurio.studio._times import waterfall
 
 EVIDENCE: Final = 200
 """The most pieces of feedback on one change that are shown and matched."""
@@ -70,6 +71,7 @@ def step_page(reader: StoreReader, run: RunRecord, number: int) -> dict[str, Any
         "changes": [_change(reader, run, change) for change in step.changes],
         "choice": _choice(reader.choice(run.id, number)),
         "race": race_table(reader.race(run.id, number)),
+        "waterfall": waterfall(reader, run.id, number),
         **outcomes(reader, run.id, step.time),
     }
 
