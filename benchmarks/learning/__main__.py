@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,14 @@ from rich.console import Console
 
 from benchmarks.learning.curve import SAMPLES, SIZES, curve
 from benchmarks.learning.endpoints import Endpoint, local, remote, simulated
-from benchmarks.learning.live import estimate, estimate_lines
+from benchmarks.learning.live import estimate, estimate_lines, page
 from benchmarks.learning.methods import BATCH, CONTROL, METHODS, WAYS
 from benchmarks.learning.outcome import Key, Outcome
 from benchmarks.learning.peer import PEERS
 from benchmarks.learning.plan import PARTS, Part, Runner
 from benchmarks.learning.report import tables
 from benchmarks.learning.runs import RunFile
-from benchmarks.learning.tasks import FAULTY, HARD, HOPS, NAMES, load
+from benchmarks.learning.tasks import FAULTY, HARD, LIVE, NAMES, load, named
 
 CALLS = 600
 METHOD_NAMES = [*METHODS, *PEERS]
@@ -31,13 +32,23 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
     """Do the runs that are missing, print the tables of all that were asked for, and return them."""
     parser = _parser()
     given = parser.parse_args(argv)
+    for name in (*(given.task or ()), *(given.method or ())):
+        if ":" in name:
+            try:
+                named(name)
+            except ValueError as error:
+                parser.error(str(error))
+    given.live = given.live or given.base_url is not None
     if given.control and (given.base_url or given.lm != "simulated"):
         parser.error("--control is for the simulated LM, whose wall can be taken away")
     console, began = Console(width=max(110, Console().width)), time.monotonic()
     if given.live:
         given.part, given.base_url = "live", given.base_url or "https://api.openai.com/v1"
     part = _part(given)
-    file = RunFile(given.results or given.part or ("live" if given.base_url else given.lm))
+    # Runs of other models are other runs.
+    models = f"{given.model} {given.critic}" if given.critic else given.model
+    live = f"live {models} at {given.base_url}" if given.base_url else ""
+    file = RunFile(given.results or re.sub(r"[^\w.]+", "-", live) or given.part or given.lm)
     runner = Runner(
         file,
         lambda latency: _endpoint(given, latency),
@@ -48,14 +59,22 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
     keys = list(dict.fromkeys(part.keys()))
     number, of = given.shard
     done = [key for index, key in enumerate(keys) if index % of == number]
-    if given.live and not _agreed([key for key in done if key not in file.found], given):
+    missing = [key for key in done if key not in file.found]
+    if given.live and missing and not _agreed(missing, given):
         return []
     for outcome in runner.run(done):
         console.print(_told(outcome), style="dim", highlight=False, markup=False)
     found = [file.found[key] for key in keys if key in file.found]
     if of == 1:
-        for line in tables(found):
-            print(line)
+        if given.live or given.lm == "local":
+            lines = list(page(found, _models(given)))
+            document = file.path.with_suffix(".md")
+            document.write_text("\n".join(lines) + "\n")
+            print("\n".join(lines))
+            console.print(f"this page is in {document}", highlight=False)
+        else:
+            for line in tables(found):
+                print(line)
     if given.curve:
         with _endpoint(given, 0.0) as endpoint:
             task = load(given.curve).subset(given.subset)
@@ -92,6 +111,13 @@ def _part(given: argparse.Namespace) -> Part:
     )
 
 
+def _models(given: argparse.Namespace) -> str:
+    """Return the sentence on which models were asked."""
+    if not given.live:
+        return "A small real model on this machine was student, critic and optimizer."
+    return f"{given.model} was the student, {given.critic or given.model} critic and optimizer, at {given.base_url}."
+
+
 def _told(outcome: Outcome) -> str:
     """Return a run in a line."""
     what = f"{outcome.task}, {outcome.method}, {outcome.budget} calls, seed {outcome.seed}"
@@ -111,8 +137,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     add = parser.add_argument
     add("--part", choices=PARTS, help="a part of the published benchmark; what follows narrows it down")
-    add("--task", action="append", choices=[*NAMES, *HARD, *FAULTY, HOPS], help="repeat for several")
-    add("--method", action="append", choices=METHOD_NAMES, help="repeat for several")
+    tasks, methods = _either(dict.fromkeys([*NAMES, *LIVE, *HARD, *FAULTY])), _either(METHOD_NAMES)
+    add("--task", action="append", type=tasks, help="or module:task; repeat for several", metavar="TASK")
+    add(
+        "--method",
+        action="append",
+        type=methods,
+        help="or module:Optimizer; repeat for several",
+        metavar="METHOD",
+    )
     add("--seeds", type=int, help="default: the part's, or 5")
     add("--latency", type=float, action="append", metavar="S", help="seconds that a simulated call takes")
     add("--shard", type=_shard, default=(0, 1), metavar="I/N", help="do every Nth run, from the Ith on")
@@ -138,12 +171,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--lm", choices=("simulated", "local"), default="simulated", help="default: %(default)s")
     add("--weights", type=Path, help="another GGUF file for the local model")
     add("--results", metavar="NAME", help="results/learning/NAME.jsonl instead of the part's or the LM's")
-    add("--live", action="store_true", help="a real model's tasks, after an estimate of calls and dollars")
+    add("--live", action="store_true", help="ask a real model, after an estimate of calls and dollars")
     add("--yes", action="store_true", help="don't ask before the calls of --live")
-    add("--base-url", help="any OpenAI-compatible endpoint instead (OpenAI's); its key in OPENAI_API_KEY")
+    add("--base-url", help="any OpenAI-compatible endpoint for --live (OpenAI's); its key in OPENAI_API_KEY")
     add("--model", default="gpt-4.1-nano", help="the student there (default: %(default)s)")
     add("--critic", help="critic and optimizer there (default: the student)")
     return parser
+
+
+def _either(names: Iterable[str]) -> Callable[[str], str]:
+    """Return what reads one of these names, or `module:name`."""
+    known = list(names)
+
+    def name(text: str) -> str:
+        if ":" not in text and text not in known:
+            raise argparse.ArgumentTypeError(f"one of {', '.join(known)}, or module:name (got {text!r})")
+        return text
+
+    return name
 
 
 def _shard(text: str) -> tuple[int, int]:

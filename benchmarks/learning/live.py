@@ -1,4 +1,4 @@
-"""Live: what a benchmark with a real model will cost, said before the first call.
+"""Live: what a benchmark with a real model will cost, said before the first call, and the page at its end.
 
     python -m benchmarks.learning --live --model gpt-4.1-nano --critic gpt-5 [--yes]
 
@@ -8,12 +8,14 @@ reply. They are rounded up on purpose; a bill that is lower than what was said a
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
 from afnio.models._prices import price_of
-from benchmarks.learning.outcome import Key
+from benchmarks.learning.intervals import KIND, difference
+from benchmarks.learning.outcome import Key, Outcome
 from benchmarks.learning.report import rows_of
 from benchmarks.learning.tasks import load
 
@@ -83,3 +85,65 @@ def estimate_lines(found: Mapping[str, Cost]) -> Iterator[str]:
 def _shown(cost: Cost) -> list[str]:
     dollars = "unknown price" if cost.dollars is None else f"{cost.dollars:.2f}"
     return [f"{cost.calls:,}", f"{cost.tokens:,}", dollars]
+
+
+# At the end
+
+
+def page(runs: Sequence[Outcome], models: str) -> Iterator[str]:
+    """Yield a page on the runs: what each method reached with each task and budget, and what it took.
+
+    Args:
+        models: a sentence on which models were asked.
+    """
+    yield "# Learning, measured"
+    yield f"\n{models}"
+    starts = {run.task: run for run in runs if run.method == "baseline"}
+    groups: dict[tuple[str, int], dict[str, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run.method != "baseline" and run.scores:
+            groups[run.task, run.budget][run.method].append(run)
+    head = [
+        "method",
+        "seeds",
+        "accuracy (95 %)",
+        "against the start",
+        "calls",
+        "rounds",
+        "dollars",
+        "seconds",
+    ]
+    for (task, calls), methods in groups.items():
+        yield f"\n## {task}, {calls} calls\n"
+        start = starts.get(task)
+        first = [] if start is None else [["start", "", _reached([start]), "", "0", "", "", ""]]
+        yield from rows_of(head, [*first, *(_line(name, some, start) for name, some in methods.items())])
+    yield f"\nIntervals: {KIND}. Calls, rounds, dollars and seconds: of a training without its test, on average."
+
+
+def _line(name: str, runs: Sequence[Outcome], start: Outcome | None) -> list[str]:
+    dollars = [run.cost for run in runs if run.cost is not None]
+    gain = (
+        "" if start is None else _points(difference([one.scores for one in runs], [start.scores] * len(runs)))
+    )
+    return [
+        name,
+        str(len(runs)),
+        _reached(runs),
+        gain,
+        f"{mean(run.calls for run in runs):,.0f}",
+        f"{mean(run.rounds for run in runs):,.0f}",
+        f"{mean(dollars):.4f}" if len(dollars) == len(runs) else "unknown price",
+        f"{mean(run.seconds for run in runs):,.0f}",
+    ]
+
+
+def _reached(runs: Sequence[Outcome]) -> str:
+    """Return the accuracy of runs on the test split, with its interval."""
+    mid, low, high = difference([run.scores for run in runs], [[0.0] * len(run.scores) for run in runs])
+    return f"{100 * mid:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _points(found: tuple[float, float, float]) -> str:
+    gain, low, high = (100 * one for one in found)
+    return f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from afnio.optim import TGD, Demos, EditTGD
+from afnio.optim import TGD, Demos, EditTGD, Optimizer
 from afnio.optim._prompts import EDITS_SCHEMA
 from afnio.utils.data import DataLoader
 from benchmarks.learning.curve import SHORT
+from benchmarks.learning.tasks import named
 from benchmarks.learning.training import Items, MakeOptimizer, Trial
 
 BATCH = 16
@@ -119,6 +120,28 @@ METHODS: dict[str, Method] = {
     ),
     "TGD 256, pass of 256": Method(short, 256, 256, pooled=True),
 }
+
+
+def method_of(name: str) -> Method:
+    """Return the method of that name, or of `module:name`: an optimizer's class, or a function of the trial.
+
+    A class gets the agent's parameters, the client, and the model and its arguments. It has no gate.
+
+    Raises:
+        ValueError: for a name that is none.
+    """
+    if ":" not in name:
+        return METHODS[name]
+    make = named(name)
+    if isinstance(make, type) and issubclass(make, Optimizer):
+        return Method(partial(_plainly, make))
+    return Method(make)
+
+
+def _plainly(kind: Any, trial: Trial) -> Optimizer:
+    return kind(trial.agent.parameters(), trial.endpoint.client, **trial.endpoint.step)  # type: ignore[no-any-return]
+
+
 WAYS: dict[str, MakeOptimizer] = {"concatenation": concatenated, "reduction": reduced}
 """How the feedback of a batch is put together, for the curve."""
 CONTROL: dict[str, MakeOptimizer] = {"no wall": unlimited}

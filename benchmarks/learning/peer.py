@@ -1,4 +1,4 @@
-"""Peers: TextGrad and GEPA within the same number of calls, against the same endpoint."""
+"""Peers: TextGrad, GEPA and DSPy within the same number of calls, against the same endpoint."""
 
 from __future__ import annotations
 
@@ -10,21 +10,29 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from afnio import cognitive as cog
+from afnio.models._prices import price_of
+from afnio.runtime._spending import cost
+from afnio.runtime.events import Usage
 from benchmarks.child import DEADLINE
-from benchmarks.learning.agents import Clerk, Hopper
+from benchmarks.learning.agents import Answerer, Clerk, Hopper
 from benchmarks.learning.endpoints import api_key_of
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.training import Trial
-from benchmarks.peers.environment import Peer
+from benchmarks.peers.environment import Peer, PeerError
 
 FOLDER = Path(__file__).parent / "peers"
 _TEXTGRAD = Peer("TextGrad", ("textgrad",), "textgrad_learn.py")
 _GEPA = Peer("GEPA", ("gepa", "openai"), "gepa_learn.py")
+_DSPY = Peer("DSPy", ("dspy", "optuna", "openai"), "dspy_learn.py")
 
 PATIENCE = 7200.0
 """Seconds that a peer may take with a real model, or with latencies."""
 THREADS = 8
 """In flight while a peer evaluates; what it optimizes with is up to the peer."""
+
+
+LIVE_THREADS = 64
+"""The same with a real model, whose users wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,7 @@ class PeerMethod:
 PEERS = {
     "TextGrad": PeerMethod(_TEXTGRAD),
     "GEPA": PeerMethod(_GEPA),
+    "DSPy": PeerMethod(_DSPY),
     "GEPA, minibatch 8": PeerMethod(_GEPA, {"minibatch": 8}),
     "GEPA, 4 proposals": PeerMethod(_GEPA, {"proposals": 4}, 32),
     "GEPA, 64 in flight": PeerMethod(_GEPA, {}, 64),
@@ -77,6 +86,11 @@ def _outcome(trial: Trial, found: dict[str, Any]) -> Outcome:
         name: int(str(parameters[name].data) != text) for name, text in outcome.prompts.items()
     }
     outcome.lengths = [sum(map(len, outcome.prompts.values()))]
+    prices = {model: price_of(model, trial.endpoint.base_url) for model in found["tokens"]}
+    if None not in prices.values():
+        outcome.cost = float(
+            sum(cost(prices[model], Usage(*tokens)) for model, tokens in found["tokens"].items())  # type: ignore[arg-type]
+        )
     outcome.scores = trial.tested(outcome.prompts)
     outcome.rounds = found["rounds"]
     trial.look_back(found["path"], outcome)
@@ -92,7 +106,7 @@ def _spec(trial: Trial, method: PeerMethod) -> dict[str, Any]:
         "critic": {name: value for name, value in endpoint.step.items() if name != "response_format"},
         "budget": trial.budget,
         "options": dict(method.options),
-        "threads": method.threads,
+        "threads": LIVE_THREADS if endpoint.kind == "live" else method.threads,
         "traced": trial.traced,
         "seed": trial.seed,
         "steps": _steps(trial.agent),
@@ -118,6 +132,10 @@ def _steps(agent: cog.Module) -> list[dict[str, Any]]:
             (agent.answer, agent.found, ["question", "facts", "found"], "answer"),
         ]
         names = ["find", "answer"]
+    elif not isinstance(agent, Answerer):
+        raise PeerError(
+            f"its script runs the agents of benchmarks.learning.agents, and no {type(agent).__name__}"
+        )
     else:
         parts, names = [(agent.prompt, agent.template, ["message"], "answer")], ["prompt"]
     return [

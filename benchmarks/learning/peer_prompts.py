@@ -1,4 +1,4 @@
-"""The simulated LM for peers: it also reads the prompts of TextGrad and GEPA.
+"""The simulated LM for peers: it also reads the prompts of TextGrad and GEPA, and fills in DSPy's forms.
 
 They ask for criticism and for new texts in prose, with their own tags and fences. A real model understands them all.
 Here they are parsed, and answered by the same functions as Afnio's own prompts, so that comparisons run against the
@@ -31,6 +31,8 @@ class PeersLM(SimulatedLM):
 _GEPA: Final = re.compile(
     r"instructions to perform a task.*?\n```\n(.*?)\n```\n.*?\n```\n(.*)\n```\n", re.DOTALL
 )
+_FORM_END: Final = "[[ ## completed ## ]]"
+_FIELD: Final = re.compile(r"\[\[ ## (\w+) ## \]\]")
 _EXAMPLE: Final = re.compile(r"^# Example \d+$", re.MULTILINE)
 _HEADING: Final = re.compile(r"^## (.+)$", re.MULTILINE)
 _INPUT: Final = re.compile(r"\*\*Prediction\(.*?\)\*\*: (.*?)\n\n\*\*Truth\(.*?\)\*\*: (.*)", re.DOTALL)
@@ -40,6 +42,8 @@ _NOUN: Final = re.compile(r'\{"(\w+)":')
 def _dialect_of(messages: list[dict[str, Any]]) -> tuple[Kind, str] | None:
     """Return the role and the text of a peer's request, or None for one of Afnio's own."""
     text = "\n".join(text_of(message) for message in messages)
+    if _FORM_END in text:
+        return "optimizer", text
     if "<OBJECTIVE_FUNCTION>" in text and "<VARIABLE>" in text:
         return "critic", text
     if "<IMPROVED_VARIABLE>" in text:
@@ -49,11 +53,25 @@ def _dialect_of(messages: list[dict[str, Any]]) -> tuple[Kind, str] | None:
 
 def _reply_in_dialect(kind: Kind, text: str, reader: Attention) -> str:
     """Return the critic's or the proposer's reply to a peer's prompt, in the format that the peer parses."""
+    if _FORM_END in text:
+        return _dspy_form(text)
     if kind == "critic":
         return _textgrad_critic(text, reader)
     if "<IMPROVED_VARIABLE>" in text:
         return f"<IMPROVED_VARIABLE>{_textgrad_value(text, reader)}</IMPROVED_VARIABLE>"
     return f"```\n{_gepa_value(text, reader)}\n```"
+
+
+def _dspy_form(text: str) -> str:
+    """Fill in a form of DSPy's proposer. It shows no mistakes, so a new instruction is the old one, worded anew."""
+    asked = text.rpartition("espond with the corresponding output fields")[2]
+    old = text.rpartition("[[ ## basic_instruction ## ]]")[2].partition("[[ ##")[0].strip()
+    values = {"proposed_instruction": f"{old} Read it twice."}
+    names = [name for name in _FIELD.findall(asked) if name != "completed"]
+    return (
+        "\n\n".join(f"[[ ## {name} ## ]]\n{values.get(name, 'COMPLETE')}" for name in names)
+        + f"\n\n{_FORM_END}"
+    )
 
 
 def _textgrad_critic(text: str, reader: Attention) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from benchmarks.learning.endpoints import Endpoint, drawn_for
-from benchmarks.learning.methods import BATCH, METHODS, WIDTHS
+from benchmarks.learning.methods import BATCH, WIDTHS, method_of
 from benchmarks.learning.outcome import Key, Outcome
 from benchmarks.learning.peer import PEERS, run_peer
 from benchmarks.learning.runs import RunFile
@@ -71,7 +71,9 @@ class Part:
 
 
 PARTS = {
-    "live": Part(LIVE, ("EditTGD", "TGD 4, 1,000 characters", "GEPA"), (300,), 3),
+    "live": Part(
+        LIVE, ("EditTGD", "TGD 4, 1,000 characters", "GEPA, minibatch 8", "TextGrad", "DSPy"), (300,), 3
+    ),
     "equal": Part(NAMES, EQUAL, (600, 300, 1200), 20),
     "hard": Part(HARD, EQUAL, (600,), 20),
     "pass": Part(tuple(LABELS), PASSES, (BY_SAMPLES,), 20),
@@ -133,7 +135,7 @@ class Runner:
         for key in keys:
             if self.late():
                 return
-            yield self._keep(key, self._trial(key, endpoint, probe).run(METHODS[name].make))
+            yield self._keep(key, self._trial(key, endpoint, probe).run(method_of(name).make))
 
     def _peer(self, name: str, keys: Sequence[Key], endpoint: Endpoint, probe: Endpoint) -> Iterator[Outcome]:
         if self.late():
@@ -154,7 +156,7 @@ class Runner:
 
     def _trial(self, key: Key, endpoint: Endpoint, probe: Endpoint) -> Trial:
         name, task, calls, seed, critic, latency = key
-        method = METHODS.get(name)
+        method = None if name in PEERS else method_of(name)
         todo: Task = load(task).subset(self.subset)
         if method is not None and method.pooled:
             todo = replace(todo, train=[*todo.train, *todo.val])

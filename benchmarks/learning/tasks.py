@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
 from afnio import cognitive as cog
@@ -20,6 +18,7 @@ from benchmarks.learning.desks import DESKS, make_desks
 from benchmarks.learning.faults import FAULTS, faulty
 from benchmarks.learning.hops import START, make_hops
 from benchmarks.learning.notes import PROMPTS, UNTOLD, make_notes
+from benchmarks.learning.public import HASTY, Pairs, bbh, intents, sums
 
 _FACILITY = "**Message:**\n\n{}\n\n"
 _FENCE = re.compile(r"^```(?:json)?\n|\n```$")
@@ -83,12 +82,18 @@ def exact(answer: str, target: str) -> float:
 
 
 def load(name: str) -> Task:
-    """Return the task of that name.
+    """Return the task of that name, or of `module:name`: a `Task`, or a function that returns one.
 
     Raises:
         ValueError: for a name that is none.
-        FileNotFoundError: if its data is not there.
+        DownloadError: if its data can't be had.
     """
+    if ":" in name:
+        task = named(name)
+        task = task if isinstance(task, Task) else task()
+        if not isinstance(task, Task):
+            raise ValueError(f"{name} must be a benchmarks.learning.tasks.Task or return one (got {task!r})")
+        return replace(task, name=name)
     if name in LABELS:
         return _facility(name)
     if name in FAULTY:
@@ -97,11 +102,28 @@ def load(name: str) -> Task:
         return _desks(name)
     if name == HOPS:
         return _hops()
-    if name in ("counting", "sorting"):
+    if name in _BBH:
         return _bbh(name)
+    if name == "sums":
+        return _sums()
+    if name == "intents":
+        return _intents()
     if name.startswith("notes-") and name[6:] in PROMPTS:
         return _notes(name[6:])
     raise ValueError(f"there is no task {name!r}; take some of {', '.join(NAMES)}")
+
+
+def named(name: str) -> Any:
+    """Return what `module:name` is.
+
+    Raises:
+        ValueError: if there is no such thing.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name} must be module:name, importable from here (got {error})") from None
 
 
 # FacilitySupport ---------------------------------------------------------------------------------
@@ -186,30 +208,24 @@ def _share_right(names: Sequence[str]) -> Callable[[str, str], float]:
     return share
 
 
-# BIG-Bench Hard ----------------------------------------------------------------------------------
+# Published data ----------------------------------------------------------------------------------
 
 _BBH = {
-    "counting": ("bbh_object_counting.json", "Answer the question. End with the number.", r"-?\d+"),
-    "sorting": ("bbh_word_sorting.json", "Answer with the sorted words, separated by spaces.", None),
+    "counting": ("object_counting", "Answer the question. End with the number.", r"-?\d+"),
+    "sorting": ("word_sorting", "Answer with the sorted words, separated by spaces.", None),
 }
 _SIZES = (100, 50, 100)
 
 
 def _bbh(name: str) -> Task:
     file, prompt, pattern = _BBH[name]
-    folder = os.environ.get("AFNIO_DATA")
-    if not folder:
-        raise FileNotFoundError(f"the task {name!r} needs {file} in the folder that AFNIO_DATA names")
-    rows = json.loads((Path(folder) / file).read_text())["examples"]
-    random.Random(0).shuffle(rows)
-    items = [Item({"message": row["input"]}, row["target"]) for row in rows]
+    items = [Item({"message": question}, answer) for question, answer in bbh(file)]
     train, val, test = _SIZES
 
     def read(reply: str) -> str:
         if pattern is None:
             return " ".join(reply.replace(",", " ").split())
-        found = re.findall(pattern, reply)
-        return str(found[-1]) if found else reply.strip()
+        return _number(reply)
 
     return Task(
         name,
@@ -222,6 +238,37 @@ def _bbh(name: str) -> Task:
         prompt=prompt,
         reading=("words", "") if pattern is None else ("number", ""),
     )
+
+
+def _number(reply: str) -> str:
+    """Return the last whole number of a reply, without commas, or the reply."""
+    found = re.findall(r"-?\d+", re.sub(r"(?<=\d),(?=\d)", "", reply))
+    return str(found[-1]) if found else reply.strip()
+
+
+def _sums() -> Task:
+    train, test = sums(150, 100)
+    return _public("sums", HASTY, train, test, _number, reading=("number", ""))
+
+
+def _intents() -> Task:
+    train, test = intents(250, 200)
+    form = _form("intent", sorted({intent for _, intent in (*train, *test)}), [])
+    return _public(
+        "intents", "Read the message of a bank's customer and name its intent.", train, test,
+        lambda reply: str(_object(reply).get("intent")).lower(), response_format=form, reading=("field", "intent"),
+    )  # fmt: skip
+
+
+def _public(
+    name: str, prompt: str, train: Pairs, test: Pairs, read: Callable[[str], str], **options: Any
+) -> Task:
+    items = [Item({"message": question}, answer) for question, answer in train]
+    form = options.get("response_format")
+    return Task(
+        name, lambda: Answerer(prompt, form), read, exact, items[:-50], items[-50:],
+        [Item({"message": question}, answer) for question, answer in test], prompt=prompt, **options,
+    )  # fmt: skip
 
 
 # Notes -------------------------------------------------------------------------------------------
@@ -307,6 +354,6 @@ FAULTY = tuple(
 """Without a schema the simulated student knows sentiments only."""
 HARD = tuple(_DESKS)
 HOPS = "hops"
-LIVE = (*LABELS, *_BBH, HOPS)
+LIVE = (*LABELS, "sums", "intents", *_BBH, HOPS)
 """For a real model."""
 NAMES = (*LABELS, *_BBH, *(f"notes-{name}" for name in PROMPTS))

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import afnio
@@ -124,6 +125,7 @@ class Trial:
             outcome.seconds = time.monotonic() - began
             outcome.calls, outcome.prompt_tokens = self.tally.calls, self.tally.usage.prompt_tokens
             outcome.rounds = self.tally.rounds
+            outcome.cost = None if self.tally.cost is None else float(self.tally.cost)
             outcome.completion_tokens = self.tally.usage.completion_tokens
             outcome.prompts = self._prompts()
         outcome.scores = self.tested(outcome.prompts)
@@ -206,12 +208,14 @@ class CallTotals:
 
     def __init__(self) -> None:
         self.calls, self.usage = 0, Usage()
+        self.cost: Decimal | None = Decimal(0)  # None if a price is unknown
         self.rounds, self._round_ended = 0, 0.0
 
     def __call__(self, event: Any) -> None:
         if isinstance(event, CallEnded):
             self.calls += 1
             self.usage += event.usage
+            self.cost = None if None in (self.cost, event.cost) else self.cost + event.cost
             now = time.monotonic()
             if now - event.seconds >= self._round_ended:  # it had to wait for another call
                 self.rounds, self._round_ended = self.rounds + 1, now

@@ -11,17 +11,21 @@ sum itself; no rows are needed to measure it.
 
     known     one sentence is worth the gain, the others are worth nothing
     harmful   all sentences do harm, by two to eight points each
+
+Each run is a line in benchmarks/results/learning/worlds.jsonl; a run that is there isn't done again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import StringIO
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -32,6 +36,7 @@ from afnio.testing import ScriptedClient
 
 START = "Answer yes or no."
 POOL = [f"Mind rule {name}." for name in "ABCDEFGHIJKL"]
+RESULTS = Path(__file__).parents[1] / "results" / "learning" / "worlds.jsonl"
 RIGHT = 0.5
 REDRAWN = 0.2
 LOST = 0.005
@@ -111,6 +116,24 @@ def _equal(output: str, expected: str) -> bool:
     return output == expected
 
 
+def runs_of(
+    path: Path, world: str, gain: float, rows: int, calls: int, cross_fit: bool, seeds: Sequence[int]
+) -> list[Told]:
+    """Return the runs of one line of the table; those that the file doesn't have are done, and added to it."""
+    kept = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    known = {json.dumps(one["of"]): Told(**one["told"]) for one in kept}
+    runs = []
+    for seed in seeds:
+        of = [world, gain, rows, calls, cross_fit, seed]
+        if json.dumps(of) not in known:
+            told = run(World(worths(world, gain), seed), rows, calls, {"cross_fit": cross_fit})
+            known[json.dumps(of)] = told
+            with path.open("a") as file:
+                file.write(json.dumps({"of": of, "told": asdict(told)}) + "\n")
+        runs.append(known[json.dumps(of)])
+    return runs
+
+
 def line(name: str, runs: Sequence[Told]) -> str:
     """Return the row of the table for runs of one world."""
     better = sum(one.better for one in runs)
@@ -136,14 +159,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--cross-fit", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     print("| world, rows | runs | Better (95 %) | found | kept | found worse | kept worse | stopped early |")
     print("|---|---|---|---|---|---|---|---|")
-    worth = worths(given.world, given.gain)
-    world = f"known edit, {100 * given.gain:+.0f}" if given.world == "known" else "harmful"
+    gain = given.gain if given.world == "known" else 0.0
+    world = f"known edit, {100 * gain:+.0f}" if given.world == "known" else "harmful"
     for rows in given.rows:
         seeds = range(given.first_seed, given.first_seed + given.seeds)
-        runs = [run(World(worth, seed), rows, given.calls, {"cross_fit": given.cross_fit}) for seed in seeds]
+        runs = runs_of(given.results, given.world, gain, rows, given.calls, given.cross_fit, seeds)
         print(line(f"{world}, {rows}{', cross-fitted' if given.cross_fit else ''}", runs), flush=True)
 
 

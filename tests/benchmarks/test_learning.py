@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from afnio.errors import DownloadError
 from afnio.testing import Provider
 from benchmarks import report
 from benchmarks.learning import __main__ as command
@@ -123,7 +124,7 @@ def test_hard_and_faulty_tasks_have_room_and_can_be_scored(name: str) -> None:
     """The start prompt is far from right; where a fault is a sentence, the prompt without it does better."""
     try:
         task = tasks.load(name).subset([20, 20, 40])
-    except FileNotFoundError as error:
+    except DownloadError as error:
         pytest.skip(str(error))
     with simulated() as endpoint:
         trial = training.Trial("baseline", task, endpoint, 0, 0, 4)
@@ -264,3 +265,77 @@ def test_a_live_benchmark_says_what_it_will_take_first(
     assert calls <= int(dollars[1]) + 20
     assert [run.method for run in found] == ["baseline", "TGD"]
     assert "| TGD | 1 |" in capsys.readouterr().out
+
+
+OWN = """
+from afnio.optim import Optimizer, TGD
+from benchmarks.learning.agents import Answerer
+from benchmarks.learning.tasks import Item, Task, exact
+
+ITEMS = [Item({"message": f"Say {number}."}, str(number)) for number in range(12)]
+
+def numbers():
+    return Task("mine", lambda: Answerer("Answer."), str.strip, exact, ITEMS, ITEMS[:4], ITEMS[:6], prompt="Answer.")
+
+class Mine(TGD):
+    pass
+
+def short(trial):
+    return Mine(trial.agent.parameters(), trial.endpoint.client, constraints=["Be brief."], **trial.endpoint.step)
+"""
+
+
+def test_a_task_and_a_method_of_ones_own(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Named by module; the runs are kept, and the page at the end is a file beside them."""
+    (tmp_path / "own_learning.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with Provider.process(api_key="k") as process:
+        asked = (
+            f"--base-url {process.base_url} --model simulated --critic simulated-critic --calls 40 --seeds 2 --yes "
+            "--task own_learning:numbers --method own_learning:Mine --method own_learning:short"
+        ).split()
+        found = command.main(asked)
+        requests = process.stats()["requests"]
+        assert [one.scores for one in command.main(asked)] == [one.scores for one in found]
+        assert process.stats()["requests"] == requests
+    assert [run.key[:4] for run in found[1:]] == [
+        (f"own_learning:{method}", "own_learning:numbers", 40, seed)
+        for method in ("Mine", "short")
+        for seed in (0, 1)
+    ]
+    (page,) = (results / "learning").glob("live-simulated-simulated-critic-at-*.md")
+    said = page.read_text()
+    assert "## own_learning:numbers, 40 calls" in said
+    assert re.search(r"\| own_learning:Mine \| 2 \| [\d.]+ % \([\d.]+ to [\d.]+\) \| [+-][\d.]+ \(", said)
+    assert "simulated was the student, simulated-critic critic and optimizer" in said
+    assert said.strip() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["nothing", "no_such_module:task", "benchmarks.learning.tasks:nothing"])
+def test_a_name_that_is_none_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("--task", name)
+    assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "reply", "answer"),
+    [
+        ("sums", "So it is 1,234 dollars.", "1234"),
+        ("intents", '{"intent": "card_arrival"}', "card_arrival"),
+        ("counting", "There are 7.", "7"),
+    ],
+)
+def test_published_data_has_a_training_and_a_test_part(name: str, reply: str, answer: str) -> None:
+    try:
+        task = tasks.load(name)
+    except DownloadError:
+        pytest.skip("published data: a network, or the files of benchmarks/learning/public.py in AFNIO_DATA")
+    texts = [{item.inputs["message"] for item in part} for part in (task.train, task.val, task.test)]
+    assert [len(part) for part in texts] == [len(task.train), len(task.val), len(task.test)]
+    assert not texts[0] & texts[2]
+    assert task.read(reply) == answer
+    assert all(item.target for item in task.test)

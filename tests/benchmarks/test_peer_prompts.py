@@ -39,6 +39,19 @@ def test_peers_get_the_same_criticism_and_the_same_rewriting():
     assert proposed.startswith("```\nCount.\nIn every reply: add up the quantities")
 
 
+def test_a_form_of_dspy_gets_each_of_its_fields():
+    form = (
+        "[[ ## basic_instruction ## ]]\nCount.\n\n[[ ## tip ## ]]\nBe brief.\n\nRespond with the corresponding output "
+        "fields, starting with the field `[[ ## reasoning ## ]]`, then `[[ ## proposed_instruction ## ]]`, and then "
+        "ending with the marker for `[[ ## completed ## ]]`."
+    )
+    said = lm({"messages": messages(("system", "Fields."), ("user", form))})
+    assert said == (
+        "[[ ## reasoning ## ]]\nCOMPLETE\n\n[[ ## proposed_instruction ## ]]\nCount. Read it twice.\n\n"
+        "[[ ## completed ## ]]"
+    )
+
+
 def test_a_provider_in_a_process_of_its_own_uses_it():
     step = "<VARIABLE> Count. </VARIABLE> <FEEDBACK>Add.</FEEDBACK> Send it between <IMPROVED_VARIABLE> tags."
     body = {"model": "simulated", "messages": messages(("user", step))}

@@ -1,1 +1,1 @@
-"""The same tasks with TextGrad and GEPA, each through its public interface, in an environment of its own."""
+"""The same tasks with TextGrad, GEPA and DSPy, each through its public interface, in an environment of its own."""

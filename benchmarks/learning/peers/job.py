@@ -22,6 +22,7 @@ class Job:
             self.spec: dict[str, Any] = json.load(file)
         self.client = OpenAI(base_url=self.spec["base_url"], api_key=self.spec["api_key"], max_retries=5)
         self.calls = self.prompt_tokens = self.completion_tokens = 0
+        self.tokens: dict[str, list[int]] = {}  # by model: in and out
         self.note = ""
         self.path: list[tuple[float, int, int, dict[str, str]]] = []
         self.rounds, self.round_ended = 0, 0.0
@@ -43,6 +44,9 @@ class Job:
             if reply.usage is not None:
                 self.prompt_tokens += reply.usage.prompt_tokens
                 self.completion_tokens += reply.usage.completion_tokens
+                of_model = self.tokens.setdefault(arguments["model"], [0, 0])
+                of_model[0] += reply.usage.prompt_tokens
+                of_model[1] += reply.usage.completion_tokens
         return reply.choices[0].message.content or ""
 
     def reflect(self, messages: list[dict[str, str]]) -> str:
@@ -67,7 +71,7 @@ class Job:
         """Return the answer in a reply."""
         kind, name = self.spec["read"]
         if kind == "number":
-            return (re.findall(r"-?\d+", reply) or [reply.strip()])[-1]
+            return (re.findall(r"-?\d+", re.sub(r"(?<=\d),(?=\d)", "", reply)) or [reply.strip()])[-1]
         if kind == "words":
             return " ".join(reply.replace(",", " ").split())
         if kind == "sentence":
@@ -115,6 +119,7 @@ class Job:
             "calls": self.calls,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
+            "tokens": self.tokens,
             "seconds": time.monotonic() - self.began,
         }
 
