@@ -37,16 +37,8 @@ from afnio.errors import StoreProblemError, StudioError
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import RunRecord
 from afnio.tellurio._store import find_store
-from afnio.tellurio.studio._runs import (
-    MOST_RUNS,
-    Compared,
-    Tallies,
-    compare_page,
-    compared,
-    figures,
-    run_page,
-    runs_page,
-)
+from afnio.tellurio.studio._comparison import MOST_RUNS, Compared, compare_page, compared
+from afnio.tellurio.studio._runs import Tallies, figures, run_page, runs_page
 from afnio.tellurio.studio._sample import (
     call_page,
     calls_page,
