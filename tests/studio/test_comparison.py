@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -73,3 +74,53 @@ def test_means_beside_a_difference_are_of_the_same_samples(
         keys = [studio.run(name).removeprefix("/runs/") for name in ("before", "after")]
         page = studio.page(f"/compare?run={keys[0]}&run={keys[1]}").text
     assert claim in page.replace("&#43;", "+")
+
+
+def test_the_samples_that_differ_and_all_pairs(tmp_path: Path) -> None:
+    """Test rows stand first, then who did what on the rows that differ; three runs are compared with one another."""
+    path = tmp_path / "acme" / "mails.db"
+    for name, right in (("bad", 0), ("good", 24), ("better", 23)):
+        with MadeRun(path, name) as run:
+            rows = [(f"mail {n}", "neutral") for n in range(24)]
+            for text, _ in rows:
+                run.insert("inputs", key=hashlib.sha256(text.encode()).hexdigest(), text=text)
+            run.evaluation("epoch 1/val", "Be brief.", rows, [1.0] * 24)
+            run.evaluation("test", "Be brief.", rows, [float(n < right) for n in range(24)])
+    with started(tmp_path) as studio:
+        keys = [studio.run(name).removeprefix("/runs/") for name in ("bad", "good", "better")]
+        html = studio.page(f"/compare?run={keys[0]}&run={keys[1]}&run={keys[2]}").text
+        first = re.search(r'<td><a href="([^"]+)">negative</a> <span class="faint">0</span></td>', html)
+        assert first is not None
+        assert "mail 0" in studio.page(first[1]).text
+    assert '<span class="clip">mail 23</span>' not in html  # 20 of each are shown
+    assert html.count('<span class="clip">mail 0</span>') == 2
+    visible = re.sub(r"<details.*?</details>", "", html, flags=re.DOTALL)
+    assert re.findall(r"<tr><td>([^<]+)</td>", visible.partition("Figures")[0]) == ["test", "test"]
+    assert re.findall(r"<strong>(\d+)</strong> (\w+) in (\w+)", html) == [
+        ("24", "better", "good"),
+        ("23", "better", "better"),
+    ]
+    table = html.partition('class="pairs"')[2].partition("</table>")[0]
+    cells = re.findall(r'<td class="n( \w+)?"[^>]*>([^<]+)', table)
+    assert [one for _, one in cells] == [
+        "–",
+        "−1",
+        "−0.958",
+        "+1",
+        "–",
+        "+0.042",
+        "+0.958",
+        "−0.042",
+        "–",
+    ]
+    assert [tone for tone, _ in cells] == [
+        " faint",
+        " bad",
+        " bad",
+        " good",
+        " faint",
+        "",
+        " good",
+        "",
+        " faint",
+    ]

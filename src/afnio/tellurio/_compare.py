@@ -63,6 +63,16 @@ class RunComparison:
     same: list[PhaseComparison]
 
     @property
+    def test(self) -> PhaseComparison | None:
+        """The rows of a test, if both runs evaluated some of the same; else None."""
+        return next((one for one in self.kinds if one.kind in TESTS and one.paired.samples), None)
+
+    @property
+    def main(self) -> Paired:
+        """What decides: the difference on the rows of a test, or else the last evaluation of each sample."""
+        return self.last if self.test is None else self.test.paired
+
+    @property
     def claim(self) -> str:
         """Whether the second run is better, in a sentence: on the rows of a test if both have one.
 
@@ -70,11 +80,10 @@ class RunComparison:
         >>> compare(one, other).claim
         "The runs can't be told apart on 2 samples of test: +0.500 (95 %: -0.563 to 1.000)."
         """
-        tests = [one for one in self.kinds if one.kind in TESTS and one.paired.samples]
-        paired = tests[0].paired if tests else self.last
+        paired = self.main
         if not paired.samples:
             return "No sample was evaluated in both runs, so they can't be compared."
-        of = f" of {tests[0].kind}" if tests else ""
+        of = "" if self.test is None else f" of {self.test.kind}"
         word = "better" if paired.difference > 0 else "worse"
         said = (
             f"The second run is {word} than the first" if paired.is_clear else "The runs can't be told apart"

@@ -7,14 +7,15 @@ phases are folded. Every interval of the page is drawn on one axis, which is as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 from afnio.stats import Paired
-from afnio.tellurio._compare import PhaseComparison, Scores, compare
+from afnio.tellurio._compare import PhaseComparison, RunComparison, Sample, Scores, compare
 from afnio.tellurio._queries import StoreReader
-from afnio.tellurio._records import Headline, RunRecord, Spending
+from afnio.tellurio._records import Headline, RunRecord, SampleRecord, Spending
 from afnio.tellurio.studio._runs import Tallies, best_text, flattened, mapping
 from afnio.tellurio.studio._step import Shown, shown_diff
 from afnio.tellurio.studio._text import plain
@@ -24,6 +25,8 @@ MOST_RUNS: Final = 6
 COMPARED_METRICS: Final = 12
 """Metrics of a run that are compared, the most telling ones."""
 CHARTS: Final = 4
+DIFFERENT: Final = 20
+"""Samples that are shown of those that one run did better, and of those that the other did."""
 COMPARED_PARAMETERS: Final = 20
 
 
@@ -56,8 +59,14 @@ def compare_page(runs: Sequence[Compared]) -> dict[str, Any]:
     names = list(dict.fromkeys(name for one in runs for name in one.metrics if one.metrics[name]))
     settings = [dict(flattened(config)) if (config := mapping(one.run.config)) else {} for one in runs]
     keys = list(dict.fromkeys(key for one in settings for key in one))
+    pairs = {
+        (one.run.key, other.run.key): compare(one.scores, other.scores)
+        for one, other in combinations(runs, 2)
+    }
     return {
         "runs": runs,
+        "pairs": [[_pair(pairs, one.run.key, other.run.key) for other in runs] for one in runs],
+        "reach": max((reach_of(one) for one in pairs.values()), default=0.0),
         "baselines": [(one, _query(one, runs)) for one in rest],
         "metrics": [(name, [last_and_best(one, name) for one in runs]) for name in names],
         "settings": [
@@ -65,10 +74,21 @@ def compare_page(runs: Sequence[Compared]) -> dict[str, Any]:
             for key in keys
             if len({one.get(key) for one in settings}) > 1
         ],
-        "paired": [(one, *paired_differences(base, one)) for one in rest],
+        "paired": [difference_of(base, one, pairs[base.run.key, one.run.key]) for one in rest],
         "curves": shared_curves(runs, names),
         "prompts": [(one, prompt_differences(base, one)) for one in rest],
     }
+
+
+def _pair(pairs: Mapping[tuple[str, str], RunComparison], run: str, other: str) -> Paired | None:
+    """Return what decides between two runs, the first one minus the other; None of a run and itself."""
+    if (other, run) in pairs:
+        return pairs[other, run].main
+    if (run, other) not in pairs:
+        return None
+    main = pairs[run, other].main
+    low, high = (None if one is None else -one for one in (main.high, main.low))
+    return main._replace(won=main.lost, lost=main.won, difference=-main.difference, low=low, high=high)
 
 
 def _query(base: Compared, runs: Sequence[Compared]) -> str:
@@ -85,13 +105,74 @@ def last_and_best(one: Compared, name: str) -> dict[str, Any] | None:
     return {"last": points[-1][1], "best": best_text(main) if main and main.metric == name else ""}
 
 
-def paired_differences(base: Compared, other: Compared) -> tuple[str, list[tuple[str, Paired]]]:
-    """Return what can be said of two runs, and their paired differences with titles: tests first, all samples last."""
-    comparison = compare(base.scores, other.scores)
+class DifferentSample(NamedTuple):
+    """A sample that two runs have different scores of: the rows of both."""
+
+    first: SampleRecord
+    second: SampleRecord
+
+
+class Difference(NamedTuple):
+    """What can be said of the baseline and another run.
+
+    Attributes:
+        claim: the sentence.
+        lines: titles and paired differences, those that the sentence is about first.
+        samples: how many are worse in the other run, and some of them; then the same of those that are better.
+    """
+
+    other: Compared
+    claim: str
+    lines: list[tuple[str, Paired]]
+    samples: list[tuple[str, int, list[DifferentSample]]]
+
+
+def difference_of(base: Compared, other: Compared, comparison: RunComparison) -> Difference:
+    """Return the difference of a run from the baseline: tests first, all samples last."""
     phases = [
         (phases_title(one), one.paired) for one in (*comparison.kinds, *comparison.same) if one.paired.samples
     ]
-    return comparison.claim, [*phases, ("Last evaluation of each sample", comparison.last)]
+    lines = [*phases, ("Last evaluation of each sample", comparison.last)]
+    if comparison.test is None:
+        lines = [lines[-1], *phases]
+    return Difference(other, comparison.claim, lines, different_samples(base, other, comparison.test))
+
+
+def different_samples(
+    base: Compared, other: Compared, test: PhaseComparison | None
+) -> list[tuple[str, int, list[DifferentSample]]]:
+    """Return the samples that did worse, and those that did better, in the phases that the claim is about."""
+    phases = (None, None) if test is None else (test.first, test.second)
+    first, second = (
+        run.scores.last if phase is None else run.scores.phases[phase]
+        for run, phase in zip((base, other), phases, strict=True)
+    )
+    found = []
+    with StoreReader(base.run.store) as mine, StoreReader(other.run.store) as theirs:
+        for title, sign in (("worse", -1), ("better", 1)):
+            keys = [one for one, score in first.items() if one in second and sign * (second[one] - score) > 0]
+            rows = [
+                DifferentSample(
+                    _sample(mine, base.run.id, one, phases[0]), _sample(theirs, other.run.id, one, phases[1])
+                )
+                for one in keys[:DIFFERENT]
+            ]
+            found.append((title, len(keys), rows))
+    return [one for one in found if one[1]]
+
+
+def _sample(reader: StoreReader, run: str, sample: Sample, phase: str | None) -> SampleRecord:
+    key, number = sample
+    if phase is None:
+        return reader.samples(run, key=key, newest=True, limit=1)[0]
+    return reader.samples(run, key=key, phase=phase, limit=number + 1)[-1]
+
+
+def reach_of(comparison: RunComparison) -> float:
+    """Return how far from 0 the intervals of a comparison reach."""
+    paired = [one.paired for one in (*comparison.kinds, *comparison.same)] + [comparison.last]
+    ends = [(one.low, one.high) for one in paired if one.samples]
+    return max((abs(end) for both in ends for end in both if end is not None), default=0.0)
 
 
 def phases_title(phases: PhaseComparison) -> str:
