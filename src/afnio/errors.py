@@ -18,6 +18,7 @@ AfnioError
 │   └── JournalForkedError     it belongs to the parent process
 ├── CheckpointError        a checkpoint or its folder can't be used
 ├── BudgetExceeded         a `budget` is used up
+│   └── RunStoppedError    the run was stopped from outside
 ├── UnknownPriceError      a budget in dollars meets a model without a price
 ├── ModelError             a language model call failed permanently
 │   ├── TransientModelError    another attempt may succeed; raised when there are none left
@@ -34,6 +35,7 @@ AfnioError
 ├── StoreProblemError      a run store can't be read
 ├── StoreVersionError      a newer Afnio wrote the run store
 ├── ChoiceError            a name matches no run, or several
+├── ControlError           a run can't obey an order
 ├── StudioError            the studio can't start
 ├── GatewayError           the gateway can't start
 └── DownloadError          a dataset's file can't be downloaded
@@ -168,6 +170,13 @@ class BudgetExceeded(AfnioError):  # noqa: N818 - the user asked for this end; i
         self.ledger = ledger
 
 
+class RunStoppedError(BudgetExceeded):
+    """The run was stopped, by `afnio runs stop`, its page or `Run.stop`, so nothing more is sent for it.
+
+    It ends work as a budget does: what is on the wire ends, and no sample counts as failed.
+    """
+
+
 class UnknownPriceError(AfnioError, LookupError):
     """A budget limits dollars, and this model's price is unknown."""
 
@@ -286,6 +295,10 @@ class StoreVersionError(AfnioError, RuntimeError):
 
 class ChoiceError(AfnioError):
     """A name or an ID matches no run, or several."""
+
+
+class ControlError(AfnioError):
+    """A run isn't running, or the order isn't allowed where it came from; nothing was changed."""
 
 
 class StudioError(AfnioError):

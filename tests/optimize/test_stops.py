@@ -6,9 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from optimize.task import answer, optimized
+
+import afnio.tellurio as te
+from afnio.errors import RunStoppedError
+from afnio.testing import ScriptedClient
 
 PROGRAM = Path(__file__).with_name("program.py")
 WHOLE = 308
@@ -90,3 +97,45 @@ def test_the_second_interrupt_stops_and_can_be_continued(tmp_path: Path) -> None
     rest, said, _ = ended(start(tmp_path))
     assert "verdict: Better: +" in said
     assert rest + number + 60 <= WHOLE + IN_FLIGHT
+
+
+class Orders:
+    """A model that gives its run an order with its n-th request; `sent` counts them."""
+
+    def __init__(self, when: int, order: Callable[[te.Run], object]) -> None:
+        self.sent, self._when, self._order = 0, when, order
+        self.client = ScriptedClient(self.answer)
+
+    def answer(self, request: Any) -> Any:
+        self.sent += 1
+        if self.sent == self._when:
+            self._order(te.get_active_run())
+        return answer(request)
+
+
+def test_a_run_that_is_stopped_ends_in_a_result(tmp_path: Path) -> None:
+    """As with the first Ctrl-C: the training ends after its step, and what it has is tested."""
+    model = Orders(30, lambda run: run.stop())
+    result = optimized(model.client, dir=tmp_path)
+    assert result.stopped.startswith("the run ")
+    assert "was stopped by its program" in result.stopped
+    assert result.gain is not None
+    assert model.sent < WHOLE
+
+
+def test_a_run_that_is_stopped_at_once_is_continued(tmp_path: Path) -> None:
+    """The same call goes on and pays for no reply again."""
+    model = Orders(60, lambda run: run.stop(now=True))
+    with pytest.raises(RunStoppedError, match="the same call of optimize continues it"):
+        optimized(model.client, dir=tmp_path)
+    result = optimized(model.client, dir=tmp_path)
+    assert result.verdict.startswith("Better: +")
+    assert model.sent <= WHOLE + IN_FLIGHT
+
+
+def test_a_lower_ceiling_leaves_enough_for_the_result(tmp_path: Path) -> None:
+    """The training ends early, and the held-out rows are still scored."""
+    model = Orders(30, lambda run: run.limit(max_calls=250))
+    result = optimized(model.client, dir=tmp_path)
+    assert result.gain is not None
+    assert model.sent <= 250

@@ -81,7 +81,7 @@ def test_it_lingers_unless_someone_waits(start: Start) -> None:
 def test_the_beat_comes_without_items(start: Start) -> None:
     """And before those that there are."""
     beats, beaten = iter(["beat"]), threading.Event()
-    kept = start(beat=lambda: next(beats, None) or beaten.set(), every=0.001)
+    kept = start(beat=lambda connection: next(beats, None) or beaten.set(), every=0.001)
     assert beaten.wait(60)
     kept.writer.close()
     assert kept.rows() == ["beat"]

@@ -1,4 +1,4 @@
-"""`afnio runs`: list, show, compare, delete and export runs.
+"""`afnio runs`: list, show, compare, control, delete and export runs.
 
 Each command makes its answer as plain data first (`summary`, `details`, `compared`). `--json` prints the data;
 otherwise `list_text`, `show_text` or `compare_text` lays it out for reading. So both always show the same figures.
@@ -24,6 +24,7 @@ from afnio.cli._parser import Parser, fitted, say_next, shell_width
 from afnio.errors import StoreProblemError
 from afnio.tellurio._card import Card, card_of
 from afnio.tellurio._compare import Scores, compare
+from afnio.tellurio._control import LIMITS, Order, give, number_of
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import RunRecord, Spending, loaded, ranked
 from afnio.tellurio._store import MISSING, as_stored, choose, home_folder, stores
@@ -36,6 +37,10 @@ examples:
   afnio runs compare calm-heron keen-lynx  compare two runs on the samples that both evaluated
   afnio runs export calm-heron > run.jsonl
                                            everything recorded, one JSON object per line
+  afnio runs stop calm-heron               end a running run after its step; --now cuts it off
+  afnio runs pause calm-heron              send nothing more until `resume`, also if it is started again
+  afnio runs limit calm-heron --requests-per-minute 60 --max-cost 2
+                                           slow it down, and end it at $2; "none" lifts a limit
   afnio runs rm calm-heron --yes           delete a run and its journal
 
 RUN is a name, an id, namespace/project/name, or the beginning of one if only one run begins like that. `rm` doesn't
@@ -56,6 +61,7 @@ def runs_main(argv: Sequence[str]) -> int:
         "compare": _compare,
         "rm": _remove,
         "export": _export,
+        **dict.fromkeys(("stop", "pause", "resume", "limit"), _order),
     }
     try:
         with Runs(options.dir) as runs:
@@ -70,7 +76,7 @@ def runs_main(argv: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="afnio runs",
-        description="List, show, compare, delete and export the runs recorded on this machine.",
+        description="List, show, compare, control, delete and export the runs recorded on this machine.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -94,6 +100,18 @@ def _parser() -> Parser:
     )
     _complete(compare.add_argument("first", metavar="RUN", help="the baseline"))
     _complete(compare.add_argument("second", metavar="RUN", help="the run to compare with it"))
+    stop = commands.add_parser("stop", parents=[common], help="end a run after its step, with a result")
+    stop.add_argument("--now", action="store_true", help="cut off what is in flight")
+    pause = commands.add_parser("pause", parents=[common], help="send nothing more; what is in flight ends")
+    resume = commands.add_parser("resume", parents=[common], help="let a paused run go on")
+    limit = commands.add_parser("limit", parents=[common], help="limit all calls of a run together")
+    for name in LIMITS:
+        about = "dollars of the run" if name == "max_cost" else name.removeprefix("max_").replace("_", " ")
+        limit.add_argument(
+            f"--{name.replace('_', '-')}", metavar="N", help=f'the most {about}; "none" lifts it'
+        )
+    for order in (stop, pause, resume, limit):
+        _complete(order.add_argument("run", metavar="RUN", help=RUN))
     remove = commands.add_parser("rm", parents=[common], help="delete runs and their journals")
     remove.add_argument(
         "runs", metavar="RUN", nargs="+", help="a full name, an id, or namespace/project/name"
@@ -155,6 +173,20 @@ def _compare(runs: Runs, options: argparse.Namespace) -> int:
     _print(_json(comparison) if options.json else compare_text(comparison))
     if not options.json:
         say_next({"afnio studio": "the samples that differ, in a browser"})
+    return 0
+
+
+def _order(runs: Runs, options: argparse.Namespace) -> int:
+    chosen = runs.choose(options.run)
+    limits = {} if options.command != "limit" else {name: getattr(options, name) for name in LIMITS}
+    command: Any = "stop now" if options.command == "stop" and options.now else options.command
+    try:
+        numbers = {name: number_of(text) for name, text in limits.items() if text is not None}
+        order = Order(command, "command line", numbers)
+    except ValueError as error:
+        sys.stderr.write(f"afnio: {error}\n")
+        return 2
+    _print(printable(give(chosen.run, order)))
     return 0
 
 
@@ -265,6 +297,9 @@ def details(chosen: Chosen) -> dict[str, Any]:
         "waiting": run.waiting,
         "dropped": run.dropped,
         "places": run.places,
+        "orders": [
+            order.to_json() | {"text": str(order), "time": time} for order, time in reader.orders(run.id)
+        ],
         "purposes": {purpose: asdict(spent) for purpose, spent in reader.spending(run.id).items()},
         "phases": {phase.phase: phase.samples for phase in reader.phases(run.id)},
         "parameters": [{**asdict(one), "since": one.since} for one in reader.parameters(run.id)],
@@ -342,6 +377,7 @@ def show_text(run: Mapping[str, Any]) -> str:
         lines.append(f"  config    {printable(settings)}")
     if run["dropped"]:
         lines.append(f"  missing   {run['dropped']:,} events, because the disk was too slow")
+    lines += [f"  order     {printable(one['text'])}, {_date(one['time'])}" for one in run["orders"]]
     lines += [
         f"  {printable(name):<30} {_metric(run, name)}{_interval(run['metrics'], name)}"
         for name in _shown(run)

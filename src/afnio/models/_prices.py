@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 from urllib.parse import urlsplit
 
-from afnio.runtime._budget import Budget, current_budgets
+from afnio.runtime._budget import Budget, current_budgets, run_ceiling
 from afnio.runtime._callables import look_up
 from afnio.runtime._spending import BATCH, FLEX, Ledger, Price, Spent, Tier, at_tier, times
 from afnio.runtime._waiting import active_journal
@@ -122,8 +122,8 @@ async def governed_prices(model: str, url: str) -> tuple[Price | None, Mapping[s
 
     First it charges the budgets for the spending of earlier runs that the context's journal recorded.
     """
-    budgets = current_budgets()
-    if not budgets:
+    budgets, ceiling = current_budgets(), run_ceiling.get()
+    if not budgets and (ceiling is None or ceiling.budget is None):
         return None, {}
 
     journal = active_journal.get()

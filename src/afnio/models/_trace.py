@@ -28,6 +28,7 @@ from afnio.errors import (
     JournalError,
     LaunchCancelledError,
     ProviderDownError,
+    RunStoppedError,
     UnknownPriceError,
 )
 from afnio.models._messages import ChatResponse
@@ -39,7 +40,7 @@ from afnio.runtime.events import Usage, unheard
 CHAT_PATH: Final = "chat/completions"
 # Errors after which no call of the lane can succeed. So does a `BudgetExceeded`, if the budget is around the
 # lane.
-_FOR_GOOD: Final = (JournalError, LaunchCancelledError, ProviderDownError, UnknownPriceError)
+_FOR_GOOD: Final = (JournalError, LaunchCancelledError, ProviderDownError, RunStoppedError, UnknownPriceError)
 
 
 # Characters from which a text of a request is kept only once.

@@ -115,10 +115,16 @@ class Admitter:
             self.health.retries.count_call(now)
         if not self._queue and self.held(now) <= 0:
             cost = self._cost(demand)
-            if self.wait(cost, now) <= 0 and self.wait_of_model(demand, cost, now) <= 0:
+            if (
+                self.wait(cost, now) <= 0
+                and self.wait_of_model(demand, cost, now) <= 0
+                and (permit.gate is None or permit.gate.wait(cost, now) <= 0)
+            ):
                 self.take(permit, now)
                 return permit
         entry = QueueEntry(permit)
+        if permit.gate is not None:
+            permit.gate.waits_in(self)
         self._queue.push(entry)
         self.admit()
         try:
@@ -155,7 +161,7 @@ class Admitter:
         now = loop_time()
         if limits is not None:
             self._update(permit, limits, now)
-        self.in_flight -= 1
+        self._left(permit)
         if ending.tokens is Tokens.USED and usage is not None:
             self._settle(permit, usage, now)
         elif ending.tokens is Tokens.FREE:
@@ -177,9 +183,14 @@ class Admitter:
 
     def release(self, permit: Permit) -> None:
         """Take back a permit if its call was cancelled after it was admitted and before it ran again."""
-        self.in_flight -= 1
+        self._left(permit)
         self.health.circuit.released(probe=permit.probe)
         self._refund(permit, loop_time(), counted=False)
+
+    def _left(self, permit: Permit) -> None:
+        self.in_flight -= 1
+        if permit.gate is not None:
+            permit.gate.left()
 
     def _update(self, permit: Permit, limits: RateLimits, now: float) -> None:
         """Learn from the limits that a response reported for its model."""
@@ -257,13 +268,17 @@ class Admitter:
     def _next(self, now: float) -> tuple[QueueEntry | None, float]:
         """Return the next call, or the seconds until there may be one.
 
-        Models whose window is full are skipped. If the head lacks tokens of the whole account, everything waits for it:
-        if smaller requests went ahead, a large one would never get through.
+        Runs that are paused or limited, and models whose window is full, are skipped. If the head lacks tokens of the
+        whole account, everything waits for it: if smaller requests went ahead, a large one would never get through.
         """
         soonest = math.inf
         for entry in self._queue.heads():
             demand = entry.permit.demand
-            cost = self._cost(demand)
+            cost, gate = self._cost(demand), entry.permit.gate
+            wait = 0.0 if gate is None else gate.wait(cost, now)
+            if wait > 0:
+                soonest = min(soonest, wait)
+                continue
             wait = self.wait(cost, now)
             if wait > 0:
                 return None, min(soonest, wait)
@@ -286,6 +301,8 @@ class Admitter:
             permit.grants.append(self._given.take(cost, now))
         if self.total is not None:
             permit.grants.append(self.total.take(cost, now))
+        if permit.gate is not None:
+            permit.grants += permit.gate.take(cost, now)
 
     def _wake_in(self, seconds: float, now: float) -> None:
         due = now + max(seconds, _TICK)

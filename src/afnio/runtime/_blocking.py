@@ -19,6 +19,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from afnio.errors import BlockingReadError
+from afnio.runtime._control import is_job_paused, run_gate
 from afnio.runtime._kernel import existing_runtime
 from afnio.runtime._loop import parking, running_library
 from afnio.runtime._parcels import Depot
@@ -56,8 +57,8 @@ def run_blocking(
 def _interruptible(main: Callable[[], Awaitable[T]], gently: Callable[[], object] | None) -> T:
     """Run `main()` so that the first Ctrl-C stops and records it, and a second one ends the process.
 
-    With `gently` it takes one more: the first only calls that. But not while calls wait for a batch API: to end gently
-    may take hours then, and a program that is started again finds its batches.
+    With `gently` it takes one more: the first only calls that. But not while calls wait for a batch API or the run is
+    paused: to end gently may take hours then. A program that is started again finds its batches, and is still paused.
     """
     body = _Stoppable(main)
     answers = [*([] if gently is None else [gently]), body.stop]
@@ -68,7 +69,7 @@ def _interruptible(main: Callable[[], Awaitable[T]], gently: Callable[[], object
             with suppress(OSError):
                 os.write(2, b"\x1b[?25h\nafnio: left at once\n" if os.isatty(2) else b"afnio: left at once\n")
             os._exit(130)
-        if len(answers) > 1 and _waits_for_batches():
+        if len(answers) > 1 and _ends_late():
             answers.pop(0)
         # From a thread: the loop may sleep, and only another thread wakes it.
         threading.Thread(target=answers.pop(0), daemon=True).start()
@@ -83,10 +84,11 @@ def _interruptible(main: Callable[[], Awaitable[T]], gently: Callable[[], object
     return body.results[0]
 
 
-def _waits_for_batches() -> bool:
+def _ends_late() -> bool:
+    """Return True if a gentle end may take hours."""
     runtime = existing_runtime()
-    return runtime is not None and any(
-        isinstance(one, Depot) and one.waiting() for one in runtime.resources()
+    return is_job_paused() or (
+        runtime is not None and any(isinstance(one, Depot) and one.waiting() for one in runtime.resources())
     )
 
 
@@ -141,7 +143,7 @@ def _in_thread(main: Callable[[], Awaitable[T]], gently: Callable[[], object] | 
         try:
             thread.join()
         except KeyboardInterrupt:
-            if gently is None or _waits_for_batches():
+            if gently is None or _ends_late():
                 raise
             gently()
             thread.join()
@@ -152,6 +154,32 @@ def _in_thread(main: Callable[[], Awaitable[T]], gently: Callable[[], object] | 
     if errors:
         raise alone(errors[0])
     return body.results[0]
+
+
+@asynccontextmanager
+async def stoppable() -> AsyncIterator[None]:
+    """Cancel the block if its run is stopped at once, on any loop.
+
+    Raises:
+        RunStoppedError: then.
+    """
+    gate = run_gate.get()
+    if gate is None:
+        yield
+        return
+    wake, park = parking()
+
+    async def watch() -> None:
+        await park()
+        tasks.cancel_scope.cancel()
+
+    async with task_group() as tasks:
+        with gate.at_once(wake):
+            tasks.start_soon(watch)
+            yield
+            tasks.cancel_scope.cancel()
+    if gate.cut:
+        gate.check()
 
 
 # Task groups that raise an error itself, not a group around it

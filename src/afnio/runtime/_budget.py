@@ -18,7 +18,8 @@ import itertools
 import math
 import os
 import time
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -28,9 +29,10 @@ from typing import Any, Final, Self, final
 import anyio
 
 from afnio.errors import BudgetExceeded, UnknownPriceError
+from afnio.runtime._control import RunGate, Sent, run_gate
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import OutputEstimate
-from afnio.runtime._settings import OpenBlock
+from afnio.runtime._settings import OpenBlock, Setting
 from afnio.runtime._spending import RESERVE_SHARE, Amount, AttemptEstimate, Caps, Item, Ledger, Spent, dollars
 from afnio.runtime.events import Usage
 
@@ -53,7 +55,7 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
         max_tokens: input and output together. An attempt whose tokens are unknown counts at its reserve.
         max_cost: dollars. A model without a price is refused, not counted as free.
         max_seconds: from the first entry into a block. Then calls in flight are cut off (they count at their
-            reserve), and nothing more is sent.
+            reserve), and nothing more is sent. While the run is paused, the time stands still.
         spent_before: counts as spent from the start, for example what the continued run has spent.
         process_wide: limit every call of the process that begins while the block is open. A server needs it,
             because its requests don't run in the block of its lifespan. Other budgets count as nested in it.
@@ -124,13 +126,17 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
     @property
     def deadline(self) -> float:
         """The loop's time at which its calls must end; infinite without `max_seconds`."""
-        if self.max_seconds is None or self._entered is None:
+        return self.ends(run_gate.get())
+
+    def ends(self, gate: RunGate | None) -> float:
+        """Return the deadline of calls that pass `gate`."""
+        if self.max_seconds is None or self._entered is None or (gate is not None and gate.paused):
             return math.inf
         if self._deadline is None:
             # The block may have been entered on a thread without a loop, so its entry was timed by another clock.
             gone = time.monotonic() - self._entered
             self._deadline = anyio.current_time() + self.max_seconds - gone
-        return self._deadline
+        return self._deadline + (0.0 if gate is None else gate.lost(self._deadline - self.max_seconds))
 
     def check(self, estimate: AttemptEstimate, need: Amount, least: Amount) -> None:
         """Raise if `need` will never fit, even if the attempts in flight give everything back.
@@ -297,13 +303,14 @@ class Reservation(AbstractContextManager["Reservation"]):
     was cut off at its reserve.
     """
 
-    __slots__ = ("_estimate", "_item", "_lengths", "_need", "_state", "_usage", "budgets", "ticket")
+    __slots__ = ("_estimate", "_gate", "_item", "_lengths", "_need", "_state", "_usage", "budgets", "ticket")
 
     def __init__(
         self, estimate: AttemptEstimate, lengths: OutputEstimate, budgets: tuple[Budget, ...]
     ) -> None:
         self.budgets = budgets
         self.ticket = next(_tickets)
+        self._gate = run_gate.get()
         self._estimate = estimate
         self._lengths = lengths
         self._item = Item(estimate.purpose, estimate.client, estimate.model)
@@ -314,7 +321,26 @@ class Reservation(AbstractContextManager["Reservation"]):
     @property
     def deadline(self) -> float:
         """The loop's time at which the call must end; infinite without `max_seconds`."""
-        return min((budget.deadline for budget in self.budgets), default=math.inf)
+        return min((budget.ends(self._gate) for budget in self.budgets), default=math.inf)
+
+    @property
+    def is_sent(self) -> bool:
+        """True while an attempt is on the wire."""
+        return self._state is _State.SENT
+
+    def join(self, budget: Budget) -> None:
+        """Count what it holds now, and its later attempts, in one more budget."""
+        if budget in self.budgets or (budget.caps.cost is not None and self._estimate.price is None):
+            return
+        if self._state is not _State.IDLE:
+            if not self.budgets:
+                self._usage = self._estimate.usage(self._lengths)
+                self._need = self._estimate.amount(self._usage)
+            budget.balance.promise(self._need)
+        if self._state is _State.SENT:
+            budget.balance.send()
+            budget.record(self._item, Spent(attempts=1))
+        self.budgets = (budget, *self.budgets)
 
     def price_as(self, estimate: AttemptEstimate) -> None:
         """Reserve the next attempt at another price. What is held is given back first."""
@@ -341,7 +367,8 @@ class Reservation(AbstractContextManager["Reservation"]):
         waiter = BudgetWaiter(self)
         refusing.queue(waiter)
         try:
-            with anyio.CancelScope(deadline=self.deadline):
+            # A run's calls have a deadline that a pause moves, in `_call.py`.
+            with anyio.CancelScope(deadline=self.deadline if self._gate is None else math.inf):
                 await waiter.event.wait()
         except BaseException:
             if self._state is _State.HELD:
@@ -465,9 +492,64 @@ async def reserve(runtime: Runtime, estimate: AttemptEstimate) -> Reservation:
 
 def reservation_of(runtime: Runtime, estimate: AttemptEstimate) -> Reservation:
     """Return a reservation that holds nothing yet."""
-    return Reservation(
-        estimate, runtime.resource(OutputEstimate, lambda: OutputEstimate(RESERVE_SHARE)), current_budgets()
+    ceiling = run_ceiling.get()
+    budgets = (
+        current_budgets()
+        if ceiling is None or ceiling.budget is None
+        else (ceiling.budget, *current_budgets())
     )
+    return Reservation(
+        estimate, runtime.resource(OutputEstimate, lambda: OutputEstimate(RESERVE_SHARE)), budgets
+    )
+
+
+@final
+class Ceiling:
+    """The most that a run may spend, which can be changed while it runs.
+
+    It comes on top of the budgets of the program. These alone decide how large the program makes its steps, so a
+    ceiling changes no address and no request.
+
+    Attributes:
+        budget: None until there is a limit.
+    """
+
+    def __init__(self) -> None:
+        self.budget: Budget | None = None
+        self._kept = Amount()
+
+    def limit(self, caps: Caps, spent: Ledger, calls: Iterable[Sent]) -> None:
+        """Replace the limits; on the runtime's loop.
+
+        Args:
+            spent: by the run so far, without `calls`.
+            calls: those under way.
+        """
+        if self.budget is None:
+            self.budget = Budget(spent_before=spent)
+            self.budget.balance.kept = self._kept
+        self.budget.caps = self.budget.balance.caps = caps
+        for call in calls:
+            call.join(self.budget)
+        self.budget.balance.admit()
+
+    @contextmanager
+    def keeping(self, amount: Amount) -> Iterator[None]:
+        """Keep `amount` of what the ceiling leaves for what comes after the block."""
+        self._keep(amount)
+        try:
+            yield
+        finally:
+            self._keep(Amount())
+
+    def _keep(self, amount: Amount) -> None:
+        self._kept = amount
+        if self.budget is not None:
+            self.budget.balance.kept = amount
+
+
+# The ceiling of the run whose calls are launched in this context, or None.
+run_ceiling: Final[Setting[Ceiling | None]] = Setting("ceiling", None)
 
 
 # The sums of one budget, and the calls that wait for it.
@@ -486,13 +568,14 @@ class Balance:
         self.before = Amount()
         self.spent = Amount()
         self.promised = Amount()
+        self.kept = Amount()
         self.open = 0
         """Reservations that hold something. The amounts that they give back may let others in."""
         self._line: list[BudgetWaiter] = []
 
     def lacks(self, need: Amount) -> str | None:
         """Return the field that `need` would exceed now, or None."""
-        return next(self.caps.exceeded(self.before + self.spent + self.promised + need), None)
+        return next(self.caps.exceeded(self.before + self.spent + self.promised + self.kept + need), None)
 
     def never(self, need: Amount, least: Amount) -> str | None:
         """Return the field that `need` would exceed even if every reservation was given back, or None.
@@ -500,7 +583,7 @@ class Balance:
         Args:
             least: the part of `need` that isn't a guess.
         """
-        lacking = next(self.caps.exceeded(self.before + self.spent + least), None)
+        lacking = next(self.caps.exceeded(self.before + self.spent + self.kept + least), None)
         if lacking is None and not self.open:
             return self.lacks(need)
         return lacking

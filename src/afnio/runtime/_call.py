@@ -23,7 +23,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum, unique
 from functools import cache, partial
@@ -42,6 +42,7 @@ from afnio.errors import (
 from afnio.runtime._admission import Sign, Tokens, current_replica
 from afnio.runtime._batch_api import Batched, LineOutcome, Rider, line_id
 from afnio.runtime._budget import Charge, reservation_of, time_over
+from afnio.runtime._control import run_gate
 from afnio.runtime._health import ATTEMPTS, is_first_contact
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import DEFAULT_OUTPUT, Account
@@ -90,7 +91,7 @@ async def perform(runtime: Runtime, call: Call[R]) -> R:
 
     Raises:
         ModelError: if it failed for good or its attempts are used up.
-        BudgetExceeded: if it doesn't fit a budget of its context, or the budget's time is over.
+        BudgetExceeded: if it doesn't fit a budget of its context, the budget's time is over, or its run was stopped.
         JournalError: if the journal can't record any more; then nothing is sent.
     """
     journal = active_journal.get()
@@ -174,12 +175,15 @@ async def _send(trip: Trip[R]) -> R:
     trip.runtime.count_open(1)
     try:
         with trip.reservation:
-            if ends == math.inf:
+            if trip.gate is None and ends == math.inf:
                 reply = await _repeated(trip)
             else:
                 with anyio.CancelScope(deadline=ends) as scope:
-                    reply = await _repeated(trip)
+                    with nullcontext() if trip.gate is None else trip.gate.call(scope, trip.reservation):
+                        reply = await _repeated(trip)
                 if scope.cancelled_caught:
+                    if trip.gate is not None:
+                        trip.gate.check()
                     raise time_over(trip.reservation.budgets)
     except BaseException as error:
         if trip.attempts > 1 and isinstance(error, ModelError):
@@ -214,6 +218,8 @@ async def _attempt(trip: Trip[R]) -> R:
     call, account = trip.call, trip.account
     if call.batched is not None and not trip.live:
         return await _by_parcel(trip, call.batched)
+    if trip.gate is not None:
+        await trip.gate.pass_through()
     await trip.reservation.hold()
     permit = await account.enter(call, first=trip.attempts == 0, last=trip.replica)
     trip.replica, trip.outcome = permit.account, AttemptOutcome.UNSENT
@@ -241,6 +247,8 @@ async def _by_parcel(trip: Trip[R], batched: Batched[R]) -> R:
     address = call.address if call.shared is None else call.node  # any lane may be the first in the next run
     ident = line_id(call.key, call.scope, address)
     for tries in range(1, plan.retries + 2):
+        if trip.gate is not None:
+            await trip.gate.pass_through()
         reservation.price_as(estimate)
         await reservation.hold()
         trip.rider = rider = Rider(ident, call.scope, batched, call.prompt_tokens, trip.depart, trip.keep)
@@ -347,10 +355,11 @@ class Trip(Generic[R]):
         refusals: how many of them were because its service tier had no room.
         rider: its last line in a parcel, or None.
         live: True if it is sent at once, because no parcel carries it out.
+        gate: that of its run, or None.
     """
 
     __slots__ = (
-        "_started", "account", "attempts", "call", "failures", "journal", "last", "live", "on_wire", "outcome",
+        "_started", "account", "attempts", "call", "failures", "gate", "journal", "last", "live", "on_wire", "outcome",
         "refusals", "refused_since", "replica", "reservation", "rider", "runtime", "spared",
     )  # fmt: skip
 
@@ -371,6 +380,7 @@ class Trip(Generic[R]):
         self.refusals = 0
         self.rider: Rider | None = None
         self.live = False
+        self.gate = run_gate.get()
         self._started = time.monotonic()
 
     @property

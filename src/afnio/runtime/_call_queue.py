@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Final, Protocol, final
 
+from afnio.runtime._control import RunGate, run_gate
 from afnio.runtime._limits import Account, Grant
 from afnio.runtime._loop import Signal
 from afnio.runtime._settings import Priority
@@ -18,18 +19,18 @@ PATIENCE: Final = 16
 
 @final
 class CallQueue:
-    """Waiting calls in the order of their priority, with a line for each model.
+    """Waiting calls in the order of their priority, with a line for each run and model.
 
-    A model whose window is full doesn't hold up the other models. Within a line the class of the priority comes first,
-    then retries before first attempts, then deeper calls (so that samples in progress finish before new ones
-    begin), then the order of arrival.
+    A model whose window is full doesn't hold up the other models, nor does a paused run hold up others. Within a line
+    the class of the priority comes first, then retries before first attempts, then deeper calls (so that samples in
+    progress finish before new ones begin), then the order of arrival.
 
     Ageing prevents starvation. When 16 calls have overtaken the one that has waited longest, that one is next. A
     serving call waits for one such turn at most.
     """
 
     def __init__(self) -> None:
-        self._lines: dict[str, tuple[list[QueueEntry], deque[QueueEntry]]] = {}
+        self._lines: dict[tuple[str, RunGate | None], tuple[list[QueueEntry], deque[QueueEntry]]] = {}
         self._orders = itertools.count()
         self._waiting = 0
         self._overtaken = 0
@@ -39,9 +40,10 @@ class CallQueue:
 
     def push(self, entry: QueueEntry) -> None:
         entry.order = next(self._orders)
-        line = self._lines.get(entry.permit.demand.model)
+        key = (entry.permit.demand.model, entry.permit.gate)
+        line = self._lines.get(key)
         if line is None:
-            line = self._lines[entry.permit.demand.model] = ([], deque())
+            line = self._lines[key] = ([], deque())
         heapq.heappush(line[0], entry)
         line[1].append(entry)
         self._waiting += 1
@@ -133,9 +135,10 @@ class Permit:
         spared: True if it was a probe and failed. It doesn't use up an attempt of its call.
         grants: what it took from the model's allowance, and from the given limits.
         account: the replica that it goes to, until then that of the attempt before; None if the account is no group.
+        gate: that of its run, or None.
     """
 
-    __slots__ = ("account", "demand", "first", "grants", "number", "probe", "spared")
+    __slots__ = ("account", "demand", "first", "gate", "grants", "number", "probe", "spared")
 
     def __init__(self, demand: Demand, *, first: bool) -> None:
         self.demand = demand
@@ -144,6 +147,7 @@ class Permit:
         self.probe = self.spared = False
         self.grants: list[Grant] = []
         self.account: Account | None = None
+        self.gate = run_gate.get()
 
 
 class Demand(Protocol):

@@ -70,7 +70,8 @@ class SQLiteWriter(Generic[T, P]):
         broke: called once with the error of the transaction that failed; returns the error to keep in `broken`.
         group: the most items in a transaction.
         linger: seconds to wait for more items before a transaction, unless someone flushes or closes.
-        beat: returns an item to write first, or None; called before each group and after `every` idle seconds.
+        beat: returns an item to write first, or None; called with the connection, which it may read, before each group
+            and after `every` idle seconds.
         ended: called after the connection has been closed; not if it couldn't be opened.
 
     Raises:
@@ -105,7 +106,7 @@ class SQLiteWriter(Generic[T, P]):
         broke: Callable[[Exception], Exception] = lambda error: error,
         group: int = 512,
         linger: float = 0.0,
-        beat: Callable[[], T | None] = lambda: None,
+        beat: Callable[[sqlite3.Connection], T | None] = lambda connection: None,
         every: float | None = None,
         ended: Callable[[], object] = lambda: None,
     ) -> None:
@@ -215,7 +216,7 @@ class SQLiteWriter(Generic[T, P]):
         return group
 
     def _append(self, connection: sqlite3.Connection, items: list[T]) -> None:
-        beat = self._beat() if self.broken is None else None
+        beat = self._beat(connection) if self.broken is None else None
         if beat is not None:
             items = [beat, *items]
         fit: list[T] = []

@@ -29,7 +29,7 @@ from afnio.autodiff._graph import no_grad
 from afnio.cognitive._members import mode
 from afnio.errors import BudgetExceeded, JournalLockedError, UnknownPriceError, reason
 from afnio.models._prices import earlier_ledger, price_of
-from afnio.runtime._blocking import task_group
+from afnio.runtime._blocking import stoppable, task_group
 from afnio.runtime._budget import Budget
 from afnio.runtime._callables import tolerate
 from afnio.runtime._kernel import Job, Launch, Outcomes, Scope, Slot, active_scope, current_scope
@@ -246,7 +246,8 @@ class Evaluating(Scoring):
                     ledger = await anyio.to_thread.run_sync(earlier_ledger, run.journal)
                     self.budget.charge(ledger, run.journal)
             try:
-                await self._scored()
+                async with stoppable():
+                    await self._scored()
             except UnknownPriceError as error:
                 raise UnknownPriceError(f"{error}; or give budget=afnio.budget(max_calls=…)") from None
             except BudgetExceeded as error:

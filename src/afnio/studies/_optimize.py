@@ -35,7 +35,9 @@ from afnio.errors import BudgetExceeded, UnknownPriceError
 from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
 from afnio.models._prices import earlier_ledger, price_of
+from afnio.runtime._blocking import stoppable
 from afnio.runtime._budget import Budget
+from afnio.runtime._control import gently
 from afnio.runtime._limits import Limits
 from afnio.runtime._spending import Amount
 from afnio.runtime._tracebacks import folding
@@ -314,10 +316,10 @@ class Optimization(Study):
         self.offers_tools = self.is_graded = False
         self.paid_before = 0
 
-    def stop(self) -> None:
+    def stop(self, reason: str = "Ctrl-C") -> None:
         """End the training after the current step."""
         if self.asked is None:
-            self.asked = "Ctrl-C"
+            self.asked = reason
             self.tell("the training ends after this step, then the held-out rows follow; Ctrl-C again stops")
 
     # The run
@@ -365,7 +367,9 @@ class Optimization(Study):
                 for budget in (spending, self.budget):
                     if not budget.has_charged(run.journal):
                         budget.charge(ledger, run.journal)
-            result = await self._optimized(run, spending, started)
+            async with stoppable():
+                with gently(self.stop):
+                    result = await self._optimized(run, spending, started)
             await anyio.to_thread.run_sync(self._keep, run, result)
         return result
 

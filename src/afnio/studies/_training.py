@@ -17,7 +17,7 @@ from afnio.optim._edit_state import CLEAR, DRAWS
 from afnio.optim._sizes import SHARE as STEP_SHARE
 from afnio.optim._sizes import WIDE, SampleCost, Sizes, affordable
 from afnio.optim._sizes import WIDE_SHARE as WIDE_STEP_SHARE
-from afnio.runtime._budget import Budget
+from afnio.runtime._budget import Budget, Ceiling, run_ceiling
 from afnio.runtime._callables import tolerate
 from afnio.runtime._spending import Amount
 from afnio.runtime._waiting import active_journal, scope
@@ -136,8 +136,10 @@ class TrainingRun:
         """
         skipped = 0
         self.ended = self._study.asked
+        ceiling = run_ceiling.get() or Ceiling()
         with (
             self._budget(gone),
+            ceiling.keeping(self._reserved),
             mode(True),
             tolerate(QUORUM),
             shown("fit", self._study.subject.title) as progress,

@@ -29,6 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from afnio.tellurio._control import CONTROL, Order
 from afnio.tellurio._recording import unpacked
 from afnio.tellurio._records import (
     BlockRecord,
@@ -764,6 +765,12 @@ class StoreReader:
             EventRecord(*row)
             for row in self._all(f"SELECT kind, payload, time FROM events {where}", run_id, MONITOR)
         ]
+
+    def orders(self, run_id: str) -> list[tuple[Order, float]]:
+        """The orders that a run got, and when."""
+        query = "SELECT payload, time FROM events WHERE run_id = ? AND kind = ? ORDER BY id"
+        rows = self._all(query, run_id, CONTROL)
+        return [(order, time) for text, time in rows if (order := Order.read(text)) is not None]
 
     def last_event(self, run_id: str, kind: str) -> Any:
         """The payload of a run's last event of this kind; None without one."""

@@ -26,20 +26,38 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, overload
 
-from afnio.errors import JournalError, JournalLockedError, LockHeldError
+from afnio.errors import JournalError, JournalLockedError, LockHeldError, RunStoppedError
+from afnio.runtime._budget import Ceiling, run_ceiling
+from afnio.runtime._control import RunGate, run_gate
 from afnio.runtime._files import LockFile
 from afnio.runtime._journal import Journal
+from afnio.runtime._kernel import current_runtime
+from afnio.runtime._limits import Limits
 from afnio.runtime._settings import Seeds, seed_source
+from afnio.runtime._spending import Item, Ledger, Spent
 from afnio.runtime._waiting import active_journal, scope
-from afnio.runtime.events import MetricLogged, RunEnded, RunStarted, TableLogged, TextLogged, run_recorder
+from afnio.runtime.events import (
+    CallEnded,
+    MetricLogged,
+    NodeLaunched,
+    RunEnded,
+    RunStarted,
+    StepEnded,
+    TableLogged,
+    TextLogged,
+    Usage,
+    run_recorder,
+)
+from afnio.tellurio._control import InForce, Order
 from afnio.tellurio._program import program_identity
 from afnio.tellurio._redaction import Redact, Redaction, as_text, encode
 from afnio.tellurio._store import NewRun, Store, lease_path, store_path, take_lease
@@ -67,6 +85,8 @@ class RunStatus(StrEnum):
         """Return the status of a run whose program ended with this exception, or without one."""
         if exception is None:
             return cls.COMPLETED
+        if issubclass(exception, RunStoppedError):  # like Ctrl-C: the program can be continued
+            return cls.CRASHED
         return cls.FAILED if issubclass(exception, Exception) else cls.CRASHED
 
 
@@ -123,7 +143,18 @@ class Run:
         self._scope = scope(name="run", rooted=True)
         self._context = ExitStack()
         self._seeds = Seeds(self.seed)
-        store.begin(self.id)
+        self._gate, self._ceiling = RunGate(), Ceiling()
+        self._orders: list[Order] = []
+        self._spent = Spent()
+        if continued:
+            self._orders, (attempts, tokens_in, tokens_out, dollars) = store.earlier(self.id)
+            usage = Usage(tokens_in, tokens_out)
+            self._spent = Spent(0, attempts, 0, usage, known_cost=Decimal(str(dollars)))
+            state = InForce.after(self._orders)
+            if str(state):
+                self._tell(f"earlier orders hold on ({state}); `afnio runs resume` and `limit` change them")
+                current_runtime().post(self._keep_to, state)
+        store.begin(self.id, self._hear)
         about = (self.namespace, self.project, self.description, self.config)
         self._send(RunStarted(self.id, self.name, *about, row.date, continued))
         atexit.register(self._end_with_process)
@@ -209,6 +240,75 @@ class Run:
             self._store.update_run(self.id, self.status, self.date_updated.timestamp())
             self._store.flush()
 
+    def stop(self, *, now: bool = False) -> None:
+        """Stop the run after its current step, as the first Ctrl-C does; or at once.
+
+        After the step a Trainer's fit and `afnio.optimize` go on with what follows the training. Other programs get a
+        `RunStoppedError` from the next call that would be paid for. A run that is stopped at once cuts its calls off.
+        The same program continues either, and the journal answers what was paid for.
+        """
+        self._order(Order("stop now" if now else "stop", "code"))
+
+    def pause(self) -> None:
+        """Send nothing more until `resume`, also if the program is started again. Calls in flight end.
+
+        Budgets don't count the time, so no `max_seconds` runs out. Timeouts of SDKs whose requests go through the
+        bridge are their own: they run on.
+        """
+        self._order(Order("pause", "code"))
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._order(Order("resume", "code"))
+
+    def limit(self, **limits: float | None) -> None:
+        """Limit all calls of the run together, on top of what the program limits; None lifts a limit again.
+
+        Args:
+            limits: `requests_per_minute`, `tokens_per_minute` and `max_in_flight` slow the run down. `max_calls`
+                (attempts), `max_tokens` and `max_cost` (dollars) end it as a budget does; they count what the run has
+                spent so far.
+
+        Raises:
+            ValueError: for another name or a number that can't be a limit.
+        """
+        self._order(Order("limit", "code", limits))
+
+    def _order(self, order: Order) -> None:
+        self._check_running()
+        self._store.add_order(self.id, order, self._touch())
+        current_runtime().post(self._obey, order)
+
+    def _hear(self, order: Order) -> None:
+        """Obey an order of another process."""
+        current_runtime().post(self._obey, order)
+        self._tell(str(order))
+
+    def _tell(self, text: str) -> None:
+        with suppress(OSError, ValueError, AttributeError):  # standard error is closed or missing
+            sys.stderr.write(f"afnio: run {self.name}: {text}\n")
+
+    def _obey(self, order: Order) -> None:
+        """Do what an order says; on the runtime's thread."""
+        self._orders.append(order)
+        if order.command in ("stop", "stop now"):
+            by = "its program" if order.by == "code" else f"the {order.by}"
+            reason = f"the run {self.name} was stopped by {by}; {self.continued_by} continues it"
+            if order.command == "stop":
+                self._gate.stop_gently(reason)
+            else:
+                self._gate.stop(reason, at_once=True)
+        else:
+            self._keep_to(InForce.after(self._orders))
+
+    def _keep_to(self, state: InForce) -> None:
+        if (self._gate.limits or Limits()) != state.rates:
+            self._gate.limit(state.rates)
+        if any(cap is not None for cap in state.caps) or self._ceiling.budget is not None:
+            spent = Ledger({Item("", "", ""): self._spent})
+            self._ceiling.limit(state.caps, spent, self._gate.calls)
+        (self._gate.pause if state.paused else self._gate.resume)()
+
     def finish(self, status: RunStatus | str = RunStatus.COMPLETED) -> None:
         """End the run. Its status never changes after that.
 
@@ -257,6 +357,8 @@ class Run:
         self._context.enter_context(run_recorder.override(self.observe))
         self._context.enter_context(seed_source.override(self._seeds))
         self._context.enter_context(active_journal.override(self.journal))
+        self._context.enter_context(run_gate.override(self._gate))
+        self._context.enter_context(run_ceiling.override(self._ceiling))
         # The run owns everything launched in its block, and its addresses start with "run".
         self._scope.__enter__()
         return self
@@ -322,6 +424,14 @@ class Run:
         if self.status is RunStatus.RUNNING:
             self._store.record(event, time.time())
             self._send(event)
+            if isinstance(event, CallEnded):
+                cost = event.cost or Decimal(0)
+                unpriced = int(event.cost is None and event.reply is not None)
+                self._spent += Spent(0, event.attempts, 0, event.usage, known_cost=cost, unpriced=unpriced)
+            elif isinstance(event, StepEnded):
+                self._gate.step_ended()
+            elif isinstance(event, NodeLaunched) and event.kind == "backward":
+                self._gate.steps = True
 
 
 def _check_text(what: str, value: str) -> None:
@@ -608,6 +718,10 @@ def _use_as_default(run: Run | None) -> None:
     # Requests arrive in a different order each time, so the journal would answer one with another's reply.
     active_journal.default = None if run is None or run.process_wide else run.journal
     seed_source.default = None if run is None else run._seeds
+    # Nor are they held: a server answers on while its own run is paused.
+    own = None if run is None or run.process_wide else run
+    run_gate.default = None if own is None else own._gate
+    run_ceiling.default = None if own is None else own._ceiling
 
 
 @contextmanager

@@ -97,7 +97,8 @@ A **lane** is the index of a sample in its batch, or NULL if there is only one v
     packed              1 if `body` is compressed by zlib
     body                the JSON, UTF-8
 `retries`: attempts that failed and were followed by another: address, attempt, error, wait (seconds), time
-`events`: all other events: kind, payload (JSON), time
+`events`: all other events: kind, payload (JSON), time. Those of kind "Control" are orders to the run, which any
+    process may add; see `_control`
 """
 
 from __future__ import annotations

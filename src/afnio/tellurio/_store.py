@@ -28,7 +28,7 @@ import sqlite3
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -39,6 +39,7 @@ from afnio.runtime._kernel import calls_under_way
 from afnio.runtime._places import Places, places, progress
 from afnio.runtime._replicas import calls_on_wire
 from afnio.runtime.events import CallEnded, CallReplayed, NodeLaunched, SampleScored
+from afnio.tellurio._control import CONTROL, Order, orders_of
 from afnio.tellurio._program import git_commit, platform_facts, versions
 from afnio.tellurio._recording import Recording
 from afnio.tellurio._records import RunRecord
@@ -110,6 +111,9 @@ class Store:
         self._run_id: str | None = None
         self._pid = os.getpid()
         self._counts: tuple[Any, ...] = (0, 0, 0, "{}")
+        self._obey: Callable[[Order], object] = lambda order: None
+        self._last_order = 0
+        self._own_orders: set[int] = set()
         self._places = Places()
         # The runtime's thread adds to the first, the writer's thread to the second, so they need no lock.
         self._offered = 0
@@ -192,15 +196,21 @@ class Store:
         def update(connection: sqlite3.Connection) -> None:
             for table in OF_A_RUN:
                 if table not in _KEPT_WHEN_CONTINUED:
-                    connection.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
+                    orders = f" AND kind != '{CONTROL}'" if table == "events" else ""
+                    connection.execute(f"DELETE FROM {table} WHERE run_id = ?{orders}", (run_id,))
             row = {"host": socket.gethostname(), "pid": os.getpid(), "date": date, "id": run_id}
             connection.execute(_CONTINUE_RUN, row)
 
         self._submit(update)
         self._describe(run_id)
 
-    def begin(self, run_id: str) -> None:
-        """From now on record the engine's events as this run's."""
+    def begin(self, run_id: str, obey: Callable[[Order], object]) -> None:
+        """From now on record the engine's events as this run's.
+
+        Args:
+            obey: gets new orders of other processes, in the writer's thread.
+        """
+        self._obey = obey
         self._run_id = run_id
         self._places = places()
         self._renew()
@@ -223,6 +233,30 @@ class Store:
     def add_event(self, run_id: str, kind: str, payload: str, date: float) -> None:
         """Add an event, given as JSON."""
         self._submit(lambda db: db.execute(_INSERT_EVENT, (run_id, kind, payload, date)))
+
+    def add_order(self, run_id: str, order: Order, date: float) -> None:
+        """Add an order that this process obeys already."""
+        text = json.dumps(order.to_json())
+
+        def insert(connection: sqlite3.Connection) -> None:
+            row = connection.execute(_INSERT_EVENT, (run_id, CONTROL, text, date)).lastrowid
+            self._own_orders.add(row or 0)
+
+        self._submit(insert)
+
+    def earlier(self, run_id: str) -> tuple[list[Order], tuple[int, int, int, float]]:
+        """Return the orders to a run so far, and the attempts, tokens in and out, and dollars that it has spent."""
+        orders: dict[int, Order] = {}
+        sums = [(0, 0, 0, 0.0)]
+
+        def select(connection: sqlite3.Connection) -> None:
+            orders.update(orders_of(connection, run_id))
+            sums.append(connection.execute(_SPENT, (run_id,)).fetchone())
+            self._last_order = max(orders, default=0)
+
+        self._submit(select)
+        self.flush()
+        return list(orders.values()), sums[-1]
 
     def record(self, event: Any, date: float) -> None:
         """Queue an event of the engine; call it from the runtime's thread only.
@@ -279,10 +313,18 @@ class Store:
                 "the run's commit and versions are not recorded (%s: %s)", type(error).__name__, error
             )
 
-    def _beat(self) -> Write | None:
-        """Return a write of how many calls are on the wire and how many wait, and where, if that has changed."""
+    def _beat(self, connection: sqlite3.Connection) -> Write | None:
+        """Obey new orders. Return a write of how many calls are on the wire and wait, and where, if this has changed.
+
+        Orders are read outside of a transaction, so a run that does nothing locks no other process out.
+        """
         if self._run_id is None or self._pid != os.getpid():
             return None
+        with suppress(sqlite3.Error):  # the next write reports it
+            for number, order in orders_of(connection, self._run_id, self._last_order).items():
+                self._last_order = number
+                if number not in self._own_orders:
+                    self._obey(order)
         sent = calls_on_wire()
         counts = (sent, max(0, calls_under_way() - sent), self.dropped, self._where())
         if counts == self._counts:
@@ -364,6 +406,10 @@ INSERT INTO {table} (run_id, name, step, {columns}, time) VALUES (
     ),
     {values}, :time
 )"""
+_SPENT: Final = """
+SELECT coalesce(sum(attempts), 0), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0),
+    coalesce(sum(cost), 0.0)
+FROM calls WHERE run_id = ?"""
 _INSERT_EVENT: Final = "INSERT INTO events (run_id, kind, payload, time) VALUES (?, ?, ?, ?)"
 
 _KEPT_WHEN_CONTINUED: Final = ("calls", "bodies", "retries")

@@ -36,6 +36,7 @@ from afnio.models._prices import earlier_ledger
 from afnio.optim._optimizer import Optimizer
 from afnio.runtime._budget import Budget
 from afnio.runtime._callables import tolerate
+from afnio.runtime._control import seconds_paused
 from afnio.runtime._kernel import current_scope
 from afnio.runtime._settings import Seeds, draw_seed, seed_source
 from afnio.runtime._spending import Ledger
@@ -288,11 +289,15 @@ class FitLoop:
         """Return True if the first batch of another epoch is worth loading ahead."""
         return self._stop is None and self.schedule.may_have_more_epochs(self._state.counters)
 
+    def stop(self, reason: str) -> None:
+        """End the training after the current step, whatever its minimum is; from any thread."""
+        self._stop = self._stop or reason
+
     def _end(self) -> str | None:
         """Return why the training ends here, or None if it continues."""
         if self._stop is not None:
             return self._stop
-        seconds = anyio.current_time() - self._started
+        seconds = anyio.current_time() - self._started - seconds_paused(self._started)
         spent = self._trainer.ledger.total.known_cost
         return self.schedule.end(self._state.counters, seconds, spent, self._trainer.asked_to_stop)
 

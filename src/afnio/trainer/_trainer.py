@@ -37,7 +37,8 @@ from afnio.models._client import ChatClient, ChatModel
 from afnio.models._prices import price_of
 from afnio.models._trace import CHARACTERS_PER_TOKEN
 from afnio.optim._optimizer import Optimizer
-from afnio.runtime._blocking import alone, run_blocking, task_group
+from afnio.runtime._blocking import alone, run_blocking, stoppable, task_group
+from afnio.runtime._control import gently
 from afnio.runtime._limits import Limits, given_limits
 from afnio.runtime._spending import Price
 from afnio.runtime._tracebacks import folding
@@ -345,8 +346,9 @@ class Trainer(TrainerState):
         try:
             with stopping(self):
                 await self.callbacks.call("on_fit_start", self, agent)
-            async with task_group() as tasks:
-                await loop.run(tasks)
+            async with stoppable(), task_group() as tasks:
+                with gently(loop.stop):
+                    await loop.run(tasks)
             await self.callbacks.call("on_fit_end", self, agent)
         except Exception as error:
             await self.callbacks.call("on_exception", self, agent, error)
@@ -385,7 +387,8 @@ class Trainer(TrainerState):
                 hook = "validation" if phase == "val" else phase
                 await self.callbacks.call(f"on_{hook}_start", self, agent)
                 evaluation = EvaluationPass(agent, phase, loader, batches, tell)
-                outcome = await evaluation.run()
+                async with stoppable():
+                    outcome = await evaluation.run()
                 if phase != "predict":
                     self.metrics |= {f"{phase}_{name}": value for name, value in outcome.flat().items()}
                     self._run_log.result(phase, outcome, self.total_cost)
