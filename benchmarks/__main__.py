@@ -8,6 +8,7 @@ import time
 from rich.console import Console
 
 from benchmarks import (
+    batches,
     bridge,
     calls,
     executors,
@@ -41,6 +42,7 @@ PARTS = {
     "launch": launch.main,
     "calls": calls.main,
     "bridge": bridge.main,
+    "batches": batches.main,
     "step": step.main,
     "trainer": trainer.main,
     "reduce": reduce.main,

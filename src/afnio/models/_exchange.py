@@ -273,7 +273,7 @@ class Exchange:
         api = (AnthropicBatches if request.dialect is ANTHROPIC else OpenAIBatches)(
             account, f"/v1/{name}", request.model, kept, request.secrets, request.dialect
         )
-        return Batched(api, *wanted, request.body, self._attempt.read_line)
+        return Batched(api, *wanted, lambda: request.body, self._attempt.read_line)
 
     def _deliver(self, reply: RawReply, broken: BrokenReplyError | None) -> None:
         """Give the reader what it hasn't got yet: all of it, or the last events of a live stream."""

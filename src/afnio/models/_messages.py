@@ -86,10 +86,15 @@ class ChatRequest:
         value of a parameter isn't: a model fills in a schema's fields in the schema's order.
         """
         if not self._encoded:
-            pieces: list[bytes] = []
-            _write_request({"model": self.model, **self.params, "messages": self.messages}, pieces)
-            self._encoded.append(b"".join(pieces))
+            self._encoded.append(self.encode())
         return self._encoded[0]
+
+    def encode(self) -> bytes:
+        """Return `encoded`, and keep it no longer: the call may wait for hours."""
+        self._encoded.clear()
+        pieces: list[bytes] = []
+        _write_request({"model": self.model, **self.params, "messages": self.messages}, pieces)
+        return b"".join(pieces)
 
     def key(self, url: str, variant: str = "") -> str:
         """Return a SHA-256 digest, in hex, of everything that can change the reply.

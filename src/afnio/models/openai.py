@@ -258,7 +258,7 @@ class AsyncOpenAI(ChatClient):
         api = self._batch_apis.get(request.model)
         if api is None:
             api = self._batch_apis[request.model] = self.batch_api(f"/v1/{PATH}", request.model)
-        return Batched(api, plan, journal, request.encoded, self._read_line)
+        return Batched(api, plan, journal, request.encode, self._read_line)
 
     def batch_api(self, endpoint: str, model: str) -> OpenAIBatches:
         """Return the batch API of its account for a model's calls of an endpoint."""

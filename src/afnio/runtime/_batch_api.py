@@ -32,6 +32,7 @@ import anyio.to_thread
 
 from afnio.errors import FinalModelError, JournalError
 from afnio.runtime._limits import warn_once
+from afnio.runtime._loop import Signal, call_later
 from afnio.runtime._settings import Priority, Setting, current_priority
 from afnio.runtime._waiting import active_journal
 from afnio.runtime.events import Usage
@@ -222,14 +223,14 @@ class Batched(Generic[R]):
     """How a call goes by a batch API.
 
     Attributes:
-        body: the request's JSON.
+        body: returns the request's JSON. It isn't kept while the call waits.
         read: returns the reply of an answer's status and body; raises as `Call.attempt`.
     """
 
     api: BatchApi
     plan: ParcelPlan
     journal: Journal
-    body: bytes
+    body: Callable[[], bytes]
     read: Callable[[int, bytes], R]
 
 
@@ -286,8 +287,8 @@ class Rider:
         self.tokens = tokens
         self.depart = depart
         self.keep = keep
-        self.size = len(batched.body) + 200
-        self.done = anyio.Event()
+        self.size = len(batched.body()) + 200
+        self.done = Signal()
         self.parcel: Any = None
         self.outcome: LineOutcome | BaseException | None = None
         self.sent = self.left = self.unpaid = self.counted = False
@@ -297,6 +298,14 @@ class Rider:
         if not self.sent:
             self.depart()
             self.sent = True
+
+    def hurry(self, grace: float) -> None:
+        """Have its parcel cancelled, because it has waited for long enough, and wait for the end of that."""
+        if self.parcel is None or self.outcome is not None:
+            self.done.set()
+        else:
+            self.parcel.hurry()
+            call_later(grace, self.done.set)
 
     def end(self, outcome: LineOutcome | BaseException, *, unpaid: bool = False) -> None:
         self.outcome, self.unpaid = outcome, unpaid
@@ -326,13 +335,13 @@ def no_file(path: Path, error: OSError) -> JournalError:
     )
 
 
-def write_lines(path: Path, api: BatchApi, bodies: Iterable[tuple[str, bytes]]) -> None:
+def write_lines(path: Path, api: BatchApi, riders: Iterable[Rider]) -> None:
     before, between, after = api.frame
     with private_file(path) as file:
         file.write(before)
-        for number, (ident, body) in enumerate(bodies):
+        for number, rider in enumerate(riders):
             file.write(between if number else b"")
-            file.write(api.line(ident, body))
+            file.write(api.line(rider.id, rider.batched.body()))
         file.write(after)
 
 

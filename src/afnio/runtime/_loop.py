@@ -140,9 +140,9 @@ async def _cancel_tasks() -> None:
         await asyncio.wait(remaining, timeout=1.0)
 
 
-def call_later(seconds: float, function: Callable[[], object]) -> None:
-    """Call `function` on the running loop in `seconds`."""
-    asyncio.get_running_loop().call_later(seconds, function)
+def call_later(seconds: float, function: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
+    """Call `function` on the running loop in `seconds`, unless the timer is cancelled."""
+    return asyncio.get_running_loop().call_later(seconds, function, *args)
 
 
 def loop_time() -> float:

@@ -86,6 +86,7 @@ CANCELLING: Final = 900.0
 """Seconds that a provider may take to cancel a parcel. OpenAI says up to ten minutes."""
 REFUSED_FOR: Final = 3600.0
 """Seconds for which a single call waits for room in the provider's queue that our own parcels don't fill."""
+_MISSING: Final = LineOutcome("lost", reason="its line is missing from the results")
 
 
 @final
@@ -125,19 +126,19 @@ class Depot:
         """
         group = self._group(rider.batched)
         group.board(rider)
+        timer = call_later(
+            ends - loop_time(), rider.hurry, CANCELLING
+        )  # a tenth of what a cancel scope takes
         try:
-            with anyio.move_on_after(ends - loop_time()):
-                await rider.done.wait()
-            if rider.outcome is None and rider.parcel is not None:
-                rider.parcel.hurry()
-                with anyio.move_on_after(CANCELLING):
-                    await rider.done.wait()
+            await rider.done.wait()
         except BaseException:
             if rider.outcome is None:
                 group.leave(rider)
             elif isinstance(rider.outcome, LineOutcome):  # it came in the moment of the cancellation
                 rider.keep(rider)
             raise
+        finally:
+            timer.cancel()
         if rider.outcome is None:
             group.leave(rider)
             return LineOutcome("late", reason="it took too long")
@@ -302,6 +303,10 @@ class Group:
     def forget(self, parcel: Parcel) -> None:
         if parcel in self.parcels:
             self.parcels.remove(parcel)
+        self.make_room()
+
+    def make_room(self) -> None:
+        """Wake the parcels that wait for their turn."""
         self.room.set()
         self.room = anyio.Event()
 
@@ -482,11 +487,8 @@ class Parcel:
         from afnio.runtime._journal_file import Record  # with sqlite3, which `import afnio` leaves out
 
         self._row["state"] = state
-        fields = (
-            self._row
-            if state == "planned"
-            else {"state": state, "remote": self.remote, "guessed": self._guessed}
-        )
+        now = {"state": state, "remote": self.remote, "guessed": self._guessed}
+        fields = self._row if state == "planned" else now
         api = self.group.api
         record = Record(
             address=self._name, scope="", key="", model=api.model, purpose="batch",
@@ -516,13 +518,10 @@ class Parcel:
         path = self._lines
         try:
             await self._note("planned", ids=self.ids)
-            lines = [(ident, rider.batched.body) for ident, rider in self.riders.items()]
-            await anyio.to_thread.run_sync(write_lines, path, self.group.api, lines)
-        except OSError as error:
-            self._fail(no_file(path, error), unpaid=True)
-            return
-        except JournalError as error:
-            self._fail(error, unpaid=True)
+            riders = list(self.riders.values())
+            await anyio.to_thread.run_sync(write_lines, path, self.group.api, riders)
+        except (OSError, JournalError) as error:
+            self._fail(error if isinstance(error, JournalError) else no_file(path, error), unpaid=True)
             return
         try:
             await self._send(path)
@@ -579,8 +578,7 @@ class Parcel:
             batch = await self.group.api.find(self._name, self.created, len(self.ids), taken)
         except RateLimitedError as error:  # no refusal of the parcel
             raise TransientModelError(str(error)) from None
-        if batch and not self.group.api.marks:
-            self._guessed = True
+        self._guessed |= bool(batch) and not self.group.api.marks
         return batch or ""
 
     async def _pass_on(self, outcome: LineOutcome) -> None:
@@ -666,9 +664,8 @@ class Parcel:
             api = self.group.api
             try:
                 if self._hurried and not cancelled:
-                    cancelled = True
-                    with suppress(ModelError):  # it may have ended meanwhile
-                        await api.cancel(self.remote)
+                    with suppress(TransientModelError):  # then it is sent again; it may have ended meanwhile
+                        cancelled = await self._cancel()
                 self.status = await api.status(self.remote)
                 self.group.reached, failures = True, 0
                 if self.status.ended:
@@ -683,8 +680,13 @@ class Parcel:
                 self._gone(error)
                 return
             pause = min(POLL_MAX, max(POLL_FIRST, (time.time() - began) / 20)) * random.uniform(0.8, 1.2)
-            with anyio.move_on_after(POLL_FIRST if cancelled else pause):
-                await (anyio.sleep_forever() if cancelled else self._hurry.wait())
+            with anyio.move_on_after(POLL_FIRST if self._hurried else pause):
+                await (anyio.sleep_forever() if self._hurried else self._hurry.wait())
+
+    async def _cancel(self) -> bool:
+        with suppress(FinalModelError):  # it has ended
+            await self.group.api.cancel(self.remote)
+        return True
 
     def _gone(self, error: FinalModelError) -> None:
         url = self.group.api.account.url
@@ -741,8 +743,7 @@ class Parcel:
         finally:
             self.group.depot.reading -= 1
         self.over = True
-        self.group.room.set()
-        self.group.room = anyio.Event()
+        self.group.make_room()
         if self._guessed and not self._ours:
             await self._not_ours()
             return
@@ -750,7 +751,7 @@ class Parcel:
         self._free &= answered
         self._open &= answered | set(self.riders)
         for rider in [rider for ident, rider in self.riders.items() if ident not in answered]:
-            self._hand(rider, LineOutcome("lost", reason="its line is missing from the results"))
+            self._hand(rider, _MISSING)
         if self.earlier:
             await self._serve()
         self.settled()
@@ -778,8 +779,7 @@ class Parcel:
 
     async def _hand_out(self, path: Path) -> set[str]:
         """Hand out the lines, each once, and return the ids of those that were answered."""
-        mine, seen, start = set(self.ids), set[str](), 0
-        answered: set[str] = set()
+        mine, seen, answered, start = set(self.ids), set[str](), set[str](), 0
         while True:
             lines, start = await anyio.to_thread.run_sync(scan, path, start, self.group.api)
             if not lines:
@@ -813,8 +813,7 @@ class Parcel:
             places = [self._index.get(rider.id) for rider in riders]
             lines = await anyio.to_thread.run_sync(lines_at, self.results, places)
             for rider, line in zip(riders, lines, strict=True):
-                missing = LineOutcome("lost", reason="its line is missing from the results")
-                self._hand(rider, missing if line is None else self.group.api.outcome(line)[1])
+                self._hand(rider, _MISSING if line is None else self.group.api.outcome(line)[1])
             await anyio.lowlevel.checkpoint()
 
     def settled(self, ident: str = "") -> None:
@@ -845,8 +844,7 @@ class Parcel:
         unclaimed = self._free - self._counted if self.over else set()
         if not unclaimed:
             return
-        places = [self._index.get(ident) for ident in sorted(unclaimed)]
-        usage = usage_at(self.results, places, self.group.api)
+        usage = usage_at(self.results, [self._index.get(ident) for ident in unclaimed], self.group.api)
         counted = sorted(self._counted | unclaimed)
         settled = sorted(set(self.ids) - self._open)
         self._append(self._row["state"], lambda error: None, usage, counted=counted, settled=settled)

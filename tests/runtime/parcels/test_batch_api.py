@@ -24,6 +24,7 @@ import afnio.tellurio as te
 from afnio import bridge
 from afnio.cli._other import batches_main
 from afnio.errors import ModelError
+from afnio.models._batch_apis import OpenAIBatches
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime import _batch_api, _parcels
 from afnio.testing import Batches, Provider, ScriptedClient
@@ -473,6 +474,42 @@ async def test_a_provider_that_is_dead_for_a_while(path: Path) -> None:
             tasks.start_soon(die)
             replies, _ = await by_batch(path, found.base_url, words(6))
         assert (replies, counts(found), found.stats()["batches"]["sizes"]) == (words(6), (6, 0, 0), [6])
+
+
+@pytest.mark.parametrize("stage", ["upload", "create", "status", "results", "cancel"])
+async def test_a_provider_that_is_dead_at_a_stage(
+    path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """For many back-offs: nothing is lost, and nothing is paid twice. A cancellation is sent until it has arrived."""
+    monkeypatch.setattr(_parcels, "CANCELLING", 5.0)
+    began, plain = anyio.Event(), getattr(OpenAIBatches, stage)
+    async with provider(seconds=60.0 if stage == "cancel" else 0.1) as found:
+
+        async def begun(self: OpenAIBatches, *arguments: Any) -> Any:
+            if not began.is_set():
+                found.change_batches(dead=True)
+                began.set()
+            return await plain(self, *arguments)
+
+        def asked() -> int:
+            return sum(found.stats()["batches"]["asked"].values())
+
+        async def revive() -> None:
+            await began.wait()
+            before = asked()
+            while asked() < before + 6:
+                await anyio.sleep(0.01)
+            found.change_batches(dead=False)
+
+        monkeypatch.setattr(OpenAIBatches, stage, begun)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(revive)
+            max_wait = 0.5 if stage == "cancel" else "24h"
+            replies, _ = await by_batch(path, found.base_url, words(6), max_wait=max_wait, late="live")
+        stats, (paid, twice, live) = found.stats()["batches"], counts(found)
+    assert replies == words(6)
+    assert (paid + live, twice) == (6, 0)
+    assert stats["states"] == ["cancelled" if stage == "cancel" else "completed"]
 
 
 async def test_a_host_that_was_never_reached(path: Path) -> None:
