@@ -34,7 +34,6 @@ from afnio.errors import (
     ModelError,
     ProviderDownError,
     RuntimeClosedError,
-    TierUnavailableError,
     TransientModelError,
     UnknownPriceError,
 )
@@ -56,7 +55,7 @@ from afnio.models._raw import (
     parsed_events,
     split_events,
 )
-from afnio.models._replies import read_limits, status_error
+from afnio.models._replies import read_limits, send_at_tier, status_error
 from afnio.models._streams import BrokenReplyError, Head, Pipe, Received
 from afnio.models._trace import TracedCall, current_trace, in_attempt, rehearsal
 from afnio.models._transport import MAX_REPLY, AiohttpTransport, Silence
@@ -326,30 +325,21 @@ class _Attempt:
         self._reading: anyio.CancelScope | None = None
 
     async def make(self) -> RawReply:
-        token = in_attempt.set(True)
+        token, asked = in_attempt.set(True), self._request
         self._on_wire(True)
         try:
-            try:
-                return await self._once()
-            except TierUnavailableError:
-                if self._request.headers.get(FALLBACK) != "standard":
-                    raise
-            # Within the same attempt: the account has let it in, and nothing was charged.
-            asked = self._request
-            body = json.dumps({**asked.json, "service_tier": "default"}, ensure_ascii=False).encode()
-            self._request = replace(asked, body=body)
-            try:
-                return await self._once()
-            finally:
-                self._request = asked
+            falls_back = asked.headers.get(FALLBACK) == "standard"
+            return await send_at_tier(self._once, asked, _at_standard if falls_back else None)
         except BaseException:
             self._on_wire(False)
             raise
         finally:
+            self._request = asked
             in_attempt.reset(token)
 
-    async def _once(self) -> RawReply:
-        return await (self._stream() if self._request.stream else self._whole())
+    async def _once(self, request: RawRequest) -> RawReply:
+        self._request = request
+        return await (self._stream() if request.stream else self._whole())
 
     async def _whole(self) -> RawReply:
         with Silence.of(self._request.account, self._request.model):
@@ -574,6 +564,11 @@ class _Head:
 
 # APIs that have batches.
 _BATCHES: Final = frozenset({"chat/completions", "responses", "embeddings", "messages"})
+
+
+def _at_standard(request: RawRequest) -> RawRequest:
+    body = json.dumps({**request.json, "service_tier": "default"}, ensure_ascii=False).encode()
+    return replace(request, body=body)
 
 
 def _is_stream(content_type: str) -> bool:

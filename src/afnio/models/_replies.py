@@ -19,8 +19,8 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from pydantic import BaseModel, ValidationError
@@ -35,6 +35,9 @@ from afnio.errors import (
 from afnio.models._messages import ChatResponse, ToolCall
 from afnio.runtime._limits import NO_LIMIT, LimitReading, RateLimits, warn_once
 from afnio.runtime.events import Usage
+
+Q = TypeVar("Q")
+R = TypeVar("R")
 
 TRANSIENT: Final = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 # The longest wait in seconds that a provider's header can cause.
@@ -104,6 +107,25 @@ def status_error(status: int, headers: Mapping[str, str], parsed: Any, body: byt
     if status == 401 and "afnio_gateway" not in _codes(fields):
         message += " (check api_key or OPENAI_API_KEY)"
     return FinalModelError(message, status=status)
+
+
+async def send_at_tier(send: Callable[[Q], Awaitable[R]], request: Q, standard: Callable[[Q], Q] | None) -> R:
+    """Send a request, and send it again at the standard service tier if its own has no room.
+
+    It is one attempt: the account has let it in, and nothing was charged.
+
+    Args:
+        standard: returns the request at the standard tier, or None to wait for room.
+
+    Raises:
+        ModelError: as `send` does.
+    """
+    try:
+        return await send(request)
+    except TierUnavailableError:
+        if standard is None:
+            raise
+    return await send(standard(request))
 
 
 def _redirect_error(status: int, location: str | None, url: str) -> FinalModelError:

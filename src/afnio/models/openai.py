@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 from zlib import crc32
 
-from afnio.errors import FinalModelError, ModelError, TierUnavailableError, TransientModelError
+from afnio.errors import FinalModelError, ModelError, TransientModelError
 from afnio.models._accounts import account_of, basic_credentials, find_key, is_credential, is_harmless
 from afnio.models._apis import CHAT
 from afnio.models._batch_apis import OpenAIBatches
 from afnio.models._client import ChatClient
 from afnio.models._masking import mask, names_secret, secrets_in_headers, secrets_in_url
 from afnio.models._messages import ChatRequest, ChatResponse
-from afnio.models._replies import read_reply, status_error
+from afnio.models._replies import read_reply, send_at_tier, status_error
 from afnio.models._transport import (
     MAX_REPLY,
     RAW,
@@ -230,14 +230,7 @@ class AsyncOpenAI(ChatClient):
         return request if self._service_tier is None else _at_tier(request, self._service_tier)
 
     async def send(self, request: ChatRequest) -> ChatResponse:
-        try:
-            return await self._send(request)
-        except TierUnavailableError:
-            if self._fallback == "wait":
-                raise
-        # Within the same attempt: the account has let it in, and nothing was charged.
-        params = {name: value for name, value in request.params.items() if name != "service_tier"}
-        return await self._send(_at_tier(replace(request, params=params), "default"))
+        return await send_at_tier(self._send, request, None if self._fallback == "wait" else _at_standard)
 
     async def _send(self, request: ChatRequest) -> ChatResponse:
         if self._replicas:
@@ -399,6 +392,10 @@ class AsyncOpenAI(ChatClient):
 
 def _at_tier(request: ChatRequest, tier: str) -> ChatRequest:
     return replace(request, params={"service_tier": tier, **request.params})
+
+
+def _at_standard(request: ChatRequest) -> ChatRequest:
+    return replace(request, params={**request.params, "service_tier": "default"})
 
 
 class AsyncAzureOpenAI(AsyncOpenAI):
