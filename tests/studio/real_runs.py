@@ -31,9 +31,9 @@ RIGHT = {0: 1, 1: 2, 2: 4, 3: 3}
 class Levels(cog.Module):
     """An agent whose prompt is "Level N."; each step adds a level."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: ScriptedClient | None = None) -> None:
         super().__init__()
-        self.client = ScriptedClient(levels)
+        self.client = client or ScriptedClient(levels)
         self.prompt = cog.Parameter("Level 0.", role="system prompt", requires_grad=True)
         self.user = afnio.Variable("{text}", role="message")
         self.loss = cog.ExactMatchEvaluator()
@@ -60,9 +60,11 @@ def levels(request: Any) -> Any:
     return "yes" if int(prompt(request)[1:]) < RIGHT[level] else "no"
 
 
-def train(home: Path, name: str = "best-second", **options: Any) -> Trainer:
+def train(
+    home: Path, name: str = "best-second", client: ScriptedClient | None = None, **options: Any
+) -> Trainer:
     """Three epochs of one step, each validated, with a test before and after; the second epoch is the best."""
-    agent = Levels()
+    agent = Levels(client)
     items = DataLoader([(f"m{number}", "yes") for number in range(4)], batch_size=2)
     wrong = DataLoader([("m9", "yes")], batch_size=1)
     options |= {"enable_progress_bar": False, "enable_checkpointing": False}

@@ -138,6 +138,9 @@ SAMPLE_OF_CALL: Final = """
 SELECT id FROM samples WHERE run_id = ?1 AND phase = ?2 AND lane IS ?3 AND node IN (
     SELECT address FROM nodes WHERE run_id = ?1 AND (address = ?4 OR instr(parents, ?5) > 0) LIMIT 20) LIMIT 1"""
 
+FEEDBACK_BEHIND: Final = """
+SELECT s.number, e.text FROM changes c JOIN steps s ON s.id = c.step_id JOIN evidence e ON e.change_id = c.id
+WHERE c.run_id = ? AND c.after = ? AND c.before <> c.after ORDER BY c.id DESC, e.number LIMIT 3"""
 FEEDBACK_USES: Final = """
 SELECT s.number, e.text, e.samples FROM evidence e JOIN changes c ON c.id = e.change_id JOIN steps s ON s.id = c.step_id
 WHERE e.run_id = ? AND instr(e.samples, ?) > 0 ORDER BY e.id LIMIT 200"""
@@ -669,6 +672,10 @@ class StoreReader:
             "AND EXISTS (SELECT 1 FROM blocks b WHERE b.run_id = ?1 AND b.change_id = c.id)"
         )
         return self._blocks(run_id, self._value(query, run_id, text))
+
+    def feedback_behind(self, run_id: str, text: str) -> list[tuple[int, str]]:
+        """The step that made a text last, with the first 3 pieces of feedback that it was proposed from."""
+        return list(dict.fromkeys(map(tuple, self._all(FEEDBACK_BEHIND, run_id, text))))
 
     def evidence_counts(self, run_id: str) -> dict[int, int]:
         """How much feedback each change was proposed from, by the change's id."""

@@ -32,13 +32,18 @@ class PromptLine(NamedTuple):
 
 
 class PromptView(NamedTuple):
-    """A prompt: its lines if each block's record is known, else its difference from the start as a whole."""
+    """A prompt: its lines if each block's record is known, else its difference from the start as a whole.
+
+    Attributes:
+        why: the step that made it, with feedback that it was proposed from.
+    """
 
     name: str
     lengths: tuple[int, int]
     changed: bool
     pieces: list[Shown]
     lines: list[PromptLine]
+    why: list[tuple[int, str]]
 
 
 class CostShare(NamedTuple):
@@ -84,7 +89,8 @@ def prompt_view(reader: StoreReader, run: str, card: Card, name: str) -> PromptV
         lines.append(PromptLine(word_diff(old or "", one.text), one))
     kept = {one.text for one in blocks} | {one.replaces for one in blocks}
     lines += [PromptLine([Piece("gone", text)], None) for text in started if text not in kept]
-    return PromptView(name, (len(before), len(after)), changed, shown_diff(before, after), lines)
+    why = reader.feedback_behind(run, after) if changed else []
+    return PromptView(name, (len(before), len(after)), changed, shown_diff(before, after), lines, why)
 
 
 def shares(models: dict[tuple[str, str], Spending]) -> list[CostShare]:

@@ -42,6 +42,7 @@ class Listed(NamedTuple):
 
     Attributes:
         card: what it found, without rows; None if it has measured nothing.
+        before: the run of the same project that was started before it, or None.
     """
 
     run: RunRecord
@@ -50,6 +51,7 @@ class Listed(NamedTuple):
     best: str
     values: list[float]
     total: Spending
+    before: RunRecord | None = None
 
 
 class Problem(NamedTuple):
@@ -73,10 +75,17 @@ def runs_page(home: Path, tallies: Tallies, asked: dict[str, str]) -> dict[str, 
     wanted = [run for run in records if _matches(run, asked)]
     wanted.sort(key=lambda run: -run.date_created)
     start = query_number(asked, "from")
+    by_store: dict[Path, RunRecord] = {}
+    earlier: dict[str, RunRecord | None] = {}
+    for run in sorted(records, key=lambda run: run.date_created):
+        earlier[run.key], by_store[run.store] = by_store.get(run.store), run
     return {
         "home": str(home),
         "missing": not home.exists(),
-        "listed": _listed(wanted[start : start + PAGE], tallies),
+        "listed": [
+            one._replace(before=earlier.get(one.run.key))
+            for one in _listed(wanted[start : start + PAGE], tallies)
+        ],
         "all": len(records),
         "count": len(wanted),
         "next": start + PAGE if start + PAGE < len(wanted) else None,
