@@ -35,8 +35,6 @@ ORDER: Final = (
     "TGD 4, 1,000 characters",
     "TGD 4, 1,000 characters, gate",
     "TGD",
-    "TGD + Improves",
-    "ParetoTGD",
     "GEPA",
     "GEPA, minibatch 8",
     "GEPA, 4 proposals",
