@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from afnio.stats import wilson
-from benchmarks.learning import claims
+from benchmarks.learning import claims, worlds
 
 NIGHTLY = pytest.mark.nightly
 
@@ -50,3 +52,25 @@ def test_harm_is_stopped_or_refused() -> None:
     few, many = (claims.simulated(rows, -0.1, 0.2, runs=1000) for rows in (96, 400))
     assert (few.kept / few.runs < 0.14, many.kept / many.runs < 0.02) == (True, True)
     assert many.stopped > 2 * few.stopped > 0
+
+
+@pytest.mark.parametrize("rows", [20, pytest.param(50, marks=NIGHTLY), pytest.param(95, marks=NIGHTLY)])
+def test_two_trainings_claim_no_gain_that_is_not_there_either(rows: int) -> None:
+    """And one that is there about twice as often as a half of so many rows does."""
+    found = claims.simulated(rows, 0.0, 0.1, runs=2000, cross_fit=True)
+    assert found.better / found.runs < 0.03
+    crossed, halved = (claims.simulated(rows, 0.2, 0.1, runs=1000, cross_fit=one) for one in (True, False))
+    assert crossed.better > 1.4 * halved.better
+
+
+def test_worlds_keep_each_run_and_do_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sentence that is worth 40 points is found and claimed; where all do harm, none is kept."""
+    path = tmp_path / "worlds.jsonl"
+    (found,) = worlds.runs_of(path, "known", 0.4, 60, 300, cross_fit=False, seeds=[1])
+    assert (found.found, found.kept) == (pytest.approx(0.4), pytest.approx(0.4))
+    (harmed,) = worlds.runs_of(path, "harmful", 0.0, 60, 300, cross_fit=True, seeds=[1])
+    assert (harmed.better, harmed.kept) == (False, 0.0)
+    monkeypatch.setattr(worlds, "run", lambda *args: pytest.fail("it is in the file"))
+    assert worlds.runs_of(path, "known", 0.4, 60, 300, cross_fit=False, seeds=[1]) == [found]
+    said = worlds.line("known edit", [found, harmed])
+    assert said.startswith(f"| known edit | 2 | {found.better:d} (")
