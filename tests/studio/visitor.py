@@ -57,12 +57,12 @@ class Studio:
                 return path
         raise AssertionError(f"no run {name} in the list")
 
-    def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+    def get(self, path: str, method: str = "GET", body: str | None = None, **headers: str) -> Answer:
         """Ask without any cookie but one in `headers`; underscores in their names become hyphens."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
-            connection.request(method, path, headers=named)
+            connection.request(method, path, body, named)
             reply = connection.getresponse()
             text = reply.read().decode()
         finally:

@@ -12,7 +12,6 @@ itself has set.
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -230,9 +229,8 @@ def _check(name: str, value: Any) -> None:
         raise ValueError(f"a limit must be one of {', '.join(LIMITS)} (got {name!r})")
     if value is None:
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if name == "max_cost":
-        if not number or not 0 <= value < 2**53:
-            raise ValueError(f"max_cost must be a number of dollars, 0 or more (got {value!r})")
-    elif not number or value != int(value) or not 1 <= value < 2**53:
-        raise ValueError(f"{name} must be a whole number of 1 or more (got {value!r})")
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**53
+    if not fits and name == "max_cost":
+        raise ValueError(f"max_cost must be a number of dollars, 0 or more (got {value!r:.40})")
+    if name != "max_cost" and (not fits or value < 1 or value != int(value)):
+        raise ValueError(f"{name} must be a whole number of 1 or more (got {value!r:.40})")

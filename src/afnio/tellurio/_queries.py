@@ -766,11 +766,11 @@ class StoreReader:
         return [TableRecord(row[0], row[1], loaded_list(row[2]), loaded_list(row[3])) for row in rows]
 
     def events(self, run_id: str) -> list[EventRecord]:
-        """The last 20 events, newest first, without the one that names the monitored metric."""
-        where = "WHERE run_id = ? AND kind != ? ORDER BY id DESC LIMIT 20"
+        """The last 20 events, newest first, without orders and the one that names the monitored metric."""
+        where = "WHERE run_id = ? AND kind NOT IN (?, ?) ORDER BY id DESC LIMIT 20"
         return [
             EventRecord(*row)
-            for row in self._all(f"SELECT kind, payload, time FROM events {where}", run_id, MONITOR)
+            for row in self._all(f"SELECT kind, payload, time FROM events {where}", run_id, MONITOR, CONTROL)
         ]
 
     def orders(self, run_id: str) -> list[tuple[Order, float]]:

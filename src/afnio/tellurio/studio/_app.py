@@ -5,8 +5,9 @@ requests through that come from this machine's user and refuses the rest. The ro
 snapshot, and render a page. A live run's page also listens to `live_events`, which looks at the store twice a second
 and sends the figures that changed.
 
-Nothing here writes. Prompts and replies are hostile text: templates escape them, and the headers forbid every script
-that isn't the studio's own.
+Nothing here writes but the orders of a run's page: POST requests that must name this page as their origin, and that
+only slow the run down or stop it (`_control` of `tellurio`). Prompts and replies are hostile text: templates escape
+them, and the headers forbid every script that isn't the studio's own.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from afnio.errors import StoreProblemError, StudioError
+from afnio.errors import ControlError, StoreProblemError, StudioError
+from afnio.tellurio._control import give
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import RunRecord
 from afnio.tellurio._store import find_store
 from afnio.tellurio.studio._comparison import MOST_RUNS, Compared, compare_page, compared
+from afnio.tellurio.studio._orders import MOST_BYTES, order_of
 from afnio.tellurio.studio._runs import Tallies, figures, run_page, runs_page
 from afnio.tellurio.studio._sample import (
     call_page,
@@ -90,6 +93,7 @@ def build(home: Path, token: str, cookie: str) -> ASGIApp:
             Route("/compare", compare),
             Route(RUN, run),
             Route(RUN + "/live", stream),
+            Route(RUN + "/control", control, methods=["POST"]),
             Route(RUN + "/steps/{number:row}", step),
             Route(RUN + "/samples", samples),
             Route(RUN + "/samples.csv", table),
@@ -212,6 +216,29 @@ def compare(request: Request) -> Response:
     return _html("compare.html", **compare_page(found))
 
 
+async def control(request: Request) -> Response:
+    """Give a run an order, and show its page."""
+    path, body = request.path_params, b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise HTTPException(413, f"Nothing was changed: an order has at most {MOST_BYTES:,} bytes.")
+
+    def given() -> str:
+        order = order_of(body)
+        with StoreReader(_store(request, path["namespace"], path["project"])) as reader:
+            record = _run(reader, path["run"])
+        give(record, order)
+        return record.url
+
+    try:
+        return RedirectResponse(await to_thread.run_sync(given), 303)
+    except ControlError as error:
+        raise HTTPException(409, f"Nothing was changed: {error}.") from None
+    except ValueError as error:
+        raise HTTPException(400, f"Nothing was changed: {error}.") from None
+
+
 def stream(request: Request) -> Response:
     """A live run's figures as server-sent events."""
     path = request.path_params
@@ -285,7 +312,7 @@ HEADERS: Final = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with none, browsers hide the origin of a form, too
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
@@ -331,12 +358,15 @@ class AccessCheck:
     def _answer(self, scope: Scope) -> Response | None:
         """Return the answer that replaces the page; None if the request is allowed."""
         headers = Headers(scope=scope)
-        refusal = refused_by_method(scope["method"]) or refused_by_origin(headers)
+        orders = scope["method"] == "POST"
+        refusal = refused_by_method(scope["method"], scope["path"]) or refused_by_origin(
+            headers, named=orders
+        )
         if refusal is not None:
             return PlainTextResponse(refusal.reason + "\n", refusal.status)
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         tokens = [value for name, value in query if name == "token"]
-        if tokens and self._is_token(tokens[-1]):
+        if tokens and not orders and self._is_token(tokens[-1]):
             return self._move_token(scope["path"], query)
         if self._is_token(_cookie(headers, self._cookie)):
             return None
@@ -356,21 +386,27 @@ class AccessCheck:
         return response
 
 
-def refused_by_method(method: str) -> Refusal | None:
-    """Refuse methods that could change something."""
-    if method in ("GET", "HEAD"):
+def refused_by_method(method: str, path: str) -> Refusal | None:
+    """Refuse methods that could change something, except for orders to a run."""
+    if method in ("GET", "HEAD") or (method == "POST" and path.endswith("/control")):
         return None
-    return Refusal(405, "The studio only reads, so it only answers GET and HEAD.")
+    return Refusal(405, "The studio only reads here, so it only answers GET and HEAD.")
 
 
-def refused_by_origin(headers: Headers) -> Refusal | None:
-    """Refuse hosts other than this machine (DNS rebinding) and requests made by other websites."""
+def refused_by_origin(headers: Headers, *, named: bool = False) -> Refusal | None:
+    """Refuse hosts other than this machine (DNS rebinding) and requests made by other websites.
+
+    Args:
+        named: refuse requests that don't name their origin, too, as every browser does for a form.
+    """
     host = headers.get("host", "")
     name, _, port = host.partition(":")
     if name not in HOSTS or not (port == "" or port.isdecimal()):
         return Refusal(403, "The studio answers on 127.0.0.1 and localhost only.")
     origin = headers.get("origin")
     site = headers.get("sec-fetch-site", "none")
+    if named and origin is None:
+        return Refusal(403, "An order comes from the run's page, or from `afnio runs`.")
     if (origin is not None and origin != f"http://{host}") or site not in ("none", "same-origin"):
         return Refusal(
             403, "This request came from another site; paste the address into the address bar instead."

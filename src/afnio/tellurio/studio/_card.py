@@ -15,6 +15,7 @@ from afnio._figures import counted
 from afnio.optim._blocks import blocks_of
 from afnio.runtime._places import QueueState
 from afnio.tellurio._card import Card, card_of, kept_card
+from afnio.tellurio._control import InForce
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import BlockRecord, RunRecord, Spending
 from afnio.tellurio.studio._step import Shown, shown_diff
@@ -178,6 +179,13 @@ def pulse_of(reader: StoreReader, run: RunRecord, now: float) -> str:
     """Return how a live run does: how far it is, what it waits for, and when the last reply came; "" of others."""
     if not run.is_running:
         return ""
+    orders = reader.orders(run.id)
+    if InForce.after(order for order, _ in orders).paused:
+        by, since = next((order.by, time) for order, time in reversed(orders) if order.command == "pause")
+        flight = f"; {run.in_flight:,} in flight end" if run.in_flight else ""
+        return (
+            f"Paused by the {by} {seconds(round(now - since))} ago{flight}. Nothing is sent until it goes on."
+        )
     pulse = reader.pulse(run.id, now - MINUTE)
     said = [
         f"Calls wait for {account}, which doesn't answer: {error[:200]}."

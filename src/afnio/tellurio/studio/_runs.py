@@ -28,6 +28,7 @@ from afnio.tellurio._records import Headline, RunRecord, Spending, StepRecord
 from afnio.tellurio._schema import evaluation_of
 from afnio.tellurio._store import stores
 from afnio.tellurio.studio._card import card_view, pulse_of
+from afnio.tellurio.studio._orders import control_view
 from afnio.tellurio.studio._text import plain, query_number, score, thinned, word_diff
 from afnio.tellurio.studio._times import time_shares
 
@@ -319,6 +320,7 @@ def run_page(reader: StoreReader, run: RunRecord, tallies: Tallies, *, after: in
         "run": run,
         **numbers,
         "result": card_view(reader, run, reading.total, reading.models),
+        "control": control_view(reader, run),
         **where(run, reading),
         "times": time_shares(reading.models, reading.times),
         "steps": steps,
