@@ -5,6 +5,8 @@ All calls are lanes of one launch, with 1 kB of text each, and go as one batch. 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmarks.child import run
 from benchmarks.report import Claim, median, show
 
@@ -17,7 +19,11 @@ WHY = "each call keeps its task, ten coroutines and its launch's lane while it w
 
 def main(*, full: bool = False) -> list[Claim]:
     """Print the table and return the claims."""
-    sizes, repeats = ([1000, 10_000, 50_000], 3) if full else ([10_000], 1)
+    return compare([1000, 10_000, 50_000], repeats=3) if full else compare([10_000], repeats=1)
+
+
+def compare(sizes: Sequence[int], *, repeats: int) -> list[Claim]:
+    """Measure each size; the claims are those of the last one."""
     rows, claims = [], []
     for calls in sizes:
         runs = [run("benchmarks.children.by_batch", calls=calls) for _ in range(repeats)]

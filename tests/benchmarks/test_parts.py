@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import (
+    batches,
     calls,
     executors,
     launch,
@@ -125,6 +126,16 @@ def test_quota_is_measured_or_the_reason_said(
     ]
     assert quota.used_share(windows, "requests", 10) == 0.4
     assert quota.used_share(windows[1:], "requests", 10) is None
+
+
+@pytest.mark.nightly
+def test_batches(results: Callable[[str], dict[str, Any]]) -> None:
+    cpu, memory = batches.compare([200], repeats=1)
+    assert [row["calls"] for row in results("batches")["rows"]] == [200]
+    assert cpu.value is not None
+    assert memory.value is not None
+    assert 20 < cpu.value < 20_000
+    assert 0.5 < memory.value < 200
 
 
 @pytest.mark.nightly

@@ -518,8 +518,7 @@ class Parcel:
         path = self._lines
         try:
             await self._note("planned", ids=self.ids)
-            riders = list(self.riders.values())
-            await anyio.to_thread.run_sync(write_lines, path, self.group.api, riders)
+            await anyio.to_thread.run_sync(write_lines, path, self.group.api, list(self.riders.values()))
         except (OSError, JournalError) as error:
             self._fail(error if isinstance(error, JournalError) else no_file(path, error), unpaid=True)
             return
@@ -732,9 +731,8 @@ class Parcel:
         path = self.results
         await self.fetch()
         if self.earlier:
-            recorded = await anyio.to_thread.run_sync(
-                recorded_lines, self.group.journal.path, list(self._free)
-            )
+            ids = list(self._free)
+            recorded = await anyio.to_thread.run_sync(recorded_lines, self.group.journal.path, ids)
             self._free -= recorded
             self._open -= recorded
         self.group.depot.reading += 1
