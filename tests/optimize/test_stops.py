@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from optimize.task import answer, optimized
 
 import afnio.tellurio as te
+from afnio.cli import main
 from afnio.errors import RunStoppedError
 from afnio.testing import ScriptedClient
 
@@ -24,9 +26,9 @@ IN_FLIGHT = 64
 """The most requests that a kill can cut off: those of a look, side by side."""
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(PROGRAM)], cwd=folder, env=os.environ,
+        [sys.executable, str(PROGRAM), *arguments], cwd=folder, env=os.environ,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -97,6 +99,30 @@ def test_the_second_interrupt_stops_and_can_be_continued(tmp_path: Path) -> None
     rest, said, _ = ended(start(tmp_path))
     assert "verdict: Better: +" in said
     assert rest + number + 60 <= WHOLE + IN_FLIGHT
+
+
+def test_an_interrupt_ends_a_paused_run_which_stays_paused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the first Ctrl-C, as its step would end when it goes on. Started again it waits until it may."""
+    process = start(tmp_path, "pause")
+    assert process.stdout is not None
+    assert "paused\n" in process.stdout
+    process.send_signal(signal.SIGINT)
+    number, said, errors = ended(process)
+    assert "KeyboardInterrupt" in errors
+    assert "verdict" not in said
+    process = start(tmp_path)
+    assert process.stderr is not None
+    assert any("earlier orders hold on (paused)" in line for line in process.stderr)
+    folder = ["--dir", str(tmp_path / ".afnio")]
+    assert main(["runs", "list", "--json", *folder]) == 0
+    (run,) = json.loads(capsys.readouterr().out)
+    assert main(["runs", "stop", run["name"], *folder]) == 0
+    number, said, _ = ended(process)
+    assert process.returncode == 0
+    assert "was stopped by the command line" in said
+    assert number < WHOLE
 
 
 class Orders:

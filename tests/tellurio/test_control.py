@@ -257,7 +257,7 @@ def test_a_training_is_cut_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize("now", [False, True])
 def test_an_evaluation_is_stopped_and_continued(now: bool, tmp_path: Path) -> None:
     """The same call has the rest, and pays for no reply twice."""
-    client = ScriptedClient("yes")
+    client = ScriptedClient("yes", latency=0.2)  # so that not all of them are in flight
 
     async def agent(question: str) -> str:
         if question == "question 30":

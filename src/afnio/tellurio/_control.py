@@ -71,14 +71,17 @@ class Order:
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
 
+    @property
+    def giver(self) -> str:
+        """Where the order came from, in a sentence."""
+        return "its program" if self.by == "code" else f"the {self.by}"
+
     def __str__(self) -> str:
-        if self.command != "limit":
-            return f"{_DONE[self.command]} by the {self.by}".replace("the code", "its program")
-        changes = ", ".join(
+        done = _DONE.get(self.command) or ", ".join(
             f"{name} lifted" if value is None else f"{name} set to {value:,}"
             for name, value in self.limits.items()
         )
-        return f"{changes} by the {self.by}".replace("the code", "its program")
+        return f"{done} by {self.giver}"
 
 
 _DONE: Final = {

@@ -292,8 +292,7 @@ class Run:
         """Do what an order says; on the runtime's thread."""
         self._orders.append(order)
         if order.command in ("stop", "stop now"):
-            by = "its program" if order.by == "code" else f"the {order.by}"
-            reason = f"the run {self.name} was stopped by {by}; {self.continued_by} continues it"
+            reason = f"the run {self.name} was stopped by {order.giver}; {self.continued_by} continues it"
             if order.command == "stop":
                 self._gate.stop_gently(reason)
             else:

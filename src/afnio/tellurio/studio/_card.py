@@ -181,11 +181,9 @@ def pulse_of(reader: StoreReader, run: RunRecord, now: float) -> str:
         return ""
     orders = reader.orders(run.id)
     if InForce.after(order for order, _ in orders).paused:
-        by, since = next((order.by, time) for order, time in reversed(orders) if order.command == "pause")
+        by, since = next((order.giver, time) for order, time in reversed(orders) if order.command == "pause")
         flight = f"; {run.in_flight:,} in flight end" if run.in_flight else ""
-        return (
-            f"Paused by the {by} {seconds(round(now - since))} ago{flight}. Nothing is sent until it goes on."
-        )
+        return f"Paused by {by} {seconds(round(now - since))} ago{flight}. Nothing is sent until it goes on."
     pulse = reader.pulse(run.id, now - MINUTE)
     said = [
         f"Calls wait for {account}, which doesn't answer: {error[:200]}."

@@ -14,11 +14,11 @@ MOST_BYTES: Final = 4_096
 
 
 class LimitField(NamedTuple):
-    """A field of the form: the name of a limit, its label, and the number that holds now, or None."""
+    """A field of the form: the name of a limit, its label, and the number that holds now or "no limit"."""
 
     name: str
     label: str
-    now: float | None
+    now: str
 
 
 class ControlView(NamedTuple):
@@ -42,7 +42,10 @@ _LABELS: Final = {
 def control_view(reader: StoreReader, run: RunRecord) -> ControlView:
     orders = reader.orders(run.id)
     state = InForce.after(order for order, _ in orders)
-    fields = [LimitField(name, _LABELS[name], state.limits.get(name)) for name in LIMITS]
+    fields = [
+        LimitField(name, _LABELS[name], f"now {state.limits[name]:,}" if name in state.limits else "no limit")
+        for name in LIMITS
+    ]
     return ControlView(orders[::-1], state.paused, fields)
 
 
