@@ -2,7 +2,7 @@
 to prompts, as the other methods add none.
 
 Each of our steps is a predictor whose instructions are its prompt; it sends the same messages as everyone's. The number
-of trials follows the budget, which MIPROv2 doesn't know.
+of trials follows the budget, which MIPROv2 doesn't know; the student answers nothing beyond it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Step(dspy.Predict):  # type: ignore[misc]
             {"role": "system", "content": self.signature.instructions},
             {"role": "user", "content": filled(self.step["template"], inputs)},
         ]
-        reply = job.ask(told, {**job.spec["student"], **self.step["arguments"]})
+        # MIPROv2 can't be told to stop. What it scores after the budget is wrong, and so never the best.
+        reply = "" if job.spent else job.ask(told, {**job.spec["student"], **self.step["arguments"]})
         found = dspy.Prediction(**{self.step["output"]: reply})
         if dspy.settings.trace is not None:
             dspy.settings.trace.append((self, inputs, found))
