@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import os
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -215,3 +219,44 @@ def test_the_check_counts_all_rows_as_held_out() -> None:
     assert (found.ok, found.splits) == (True, {"train": 50, "held": 50})
     assert any("cross-fitted" in note for note in found.notes)
     assert found.gains[0] == 0.18
+
+
+AGENT = """
+import openai
+
+PROMPTS = {"system": "Say yes or no."}
+client = openai.AsyncOpenAI(api_key="any", base_url="http://127.0.0.1:1/v1")
+
+async def odd(number, system):
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": number}]
+    return (await client.chat.completions.create(model="m", messages=messages)).choices[0].message.content
+"""
+
+
+def test_from_a_shell(folder: Path) -> None:
+    (folder / "agent.py").write_text(AGENT)
+    lines = ["number,expected", *(f"{number},{['no', 'yes'][number % 2]}" for number in range(50))]
+    (folder / "rows.csv").write_text("\n".join(lines))
+    command = [
+        "optimize",
+        "agent.py:odd",
+        "rows.csv",
+        "--metric",
+        "exact",
+        "--prompts",
+        "agent.py:PROMPTS",
+        "--critic",
+        "openai/gpt-5",
+        "--max-calls",
+        "400",
+        "--cross-fit",
+        "--check",
+        "--json",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "afnio.cli", *command],
+        capture_output=True, text=True, check=False, env={**os.environ, "OPENAI_API_KEY": "any"},
+    )  # fmt: skip
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["ok"], said["splits"]) == (0, True, {"train": 50, "held": 50})
+    assert any("cross-fitted" in note for note in said["notes"])

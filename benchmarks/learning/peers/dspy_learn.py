@@ -25,7 +25,7 @@ JOBS: list[Job] = []
 """The job at hand; DSPy copies what a module holds."""
 
 
-class Critic(dspy.BaseLM):
+class PromptModel(dspy.BaseLM):
     """The endpoint as DSPy's prompt model, counted."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -67,7 +67,7 @@ class Step(dspy.Predict):  # type: ignore[misc]
         return found
 
 
-class Program(dspy.Module):
+class Predictors(dspy.Module):
     """All steps."""
 
     def __init__(self, steps: list[dict[str, Any]]) -> None:
@@ -91,7 +91,7 @@ def train(job: Job) -> dict[str, str]:
     """Return the best program's prompts."""
     JOBS.append(job)
     spec = job.spec
-    program, critic = Program(spec["steps"]), Critic(spec["critic"])
+    program, critic = Predictors(spec["steps"]), PromptModel(spec["critic"])
     parts = [
         [
             dspy.Example(**item["inputs"], target=item["target"]).with_inputs(*item["inputs"])
