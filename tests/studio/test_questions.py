@@ -126,7 +126,7 @@ ANSWERS = {
         "lost-crane": r"Start the same program again; .* python go\.py",
     },
     "j where did the time go?": {
-        "optimize": r"Where the time went Calls of Calls Share of time p50 p95 Waited Retries .*chat student",
+        "optimize": r"Where the time went Calls of Model Calls Share of time p50 p95 Waited Retries .*chat student",
         "stormy-crane": r"Where the time went .* forward m \d+ [\d.]+ % \S+ m?s \S+ m?s [\d.]+ m?s [1-9]",
     },
 }

@@ -33,9 +33,9 @@ def test_the_slow_ones_stand_beside_the_usual_ones(tmp_path: Path) -> None:
         run.call("run/20", "chat", None, "step", MESSAGES, "new", seconds=2.0, attempts=3)
     with started(tmp_path) as studio:
         rows = cells(studio.page(studio.run("slow-crane")).text, "Where the time went")
-    assert [row[:7] for row in rows] == [
-        ["forward gpt-4.1-nano", "20", "75.0 %", "100 ms", "2.1 s", "100 ms", "0"],
-        ["step gpt-4.1-nano", "1", "25.0 %", "2.0 s", "2.0 s", "100 ms", "2"],
+    assert [row[:8] for row in rows] == [
+        ["forward", "gpt-4.1-nano", "20", "75.0 %", "100 ms", "2.1 s", "100 ms", "0"],
+        ["step", "gpt-4.1-nano", "1", "25.0 %", "2.0 s", "2.0 s", "100 ms", "2"],
     ]
 
 
@@ -50,9 +50,9 @@ def test_a_steps_calls_are_drawn_over_its_time(tmp_path: Path) -> None:
         run.step(2, "b", "c", [])
     with started(tmp_path) as studio:
         html = studio.page(f"{studio.run('slow-crane')}/steps/2").text
-    assert [row[:5] for row in cells(html, "Where its time went")] == [
-        ["epoch 1/step 2", "forward gpt-4.1-nano", "1", "0 ms", "1.0 s"],
-        ["epoch 1/step 2", "step gpt-4.1-nano", "1", "320 ms", "1.0 s"],
+    assert [row[:6] for row in cells(html, "Where its time went")] == [
+        ["epoch 1/step 2", "forward", "gpt-4.1-nano", "1", "0 ms", "1.0 s"],
+        ["epoch 1/step 2", "step", "gpt-4.1-nano", "1", "320 ms", "1.0 s"],
     ]
     with StoreReader(path) as reader:
         first, second = (row.bars[0] for row in waterfall(reader, run.id, 2)["rows"])

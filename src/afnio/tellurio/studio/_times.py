@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from afnio.tellurio._queries import StoreReader
-from afnio.tellurio._records import Spending
+from afnio.tellurio._records import CallRecord, Spending
 
 ROWS: Final = 30
 """The most rows of a waterfall."""
 BARS: Final = 600
 """The most bars of a waterfall; of more calls, evenly chosen ones have a bar."""
+LANES: Final = 24
+"""The most bars below one another in a row."""
 WIDTH: Final = 1000.0
 """Units of its time axis."""
 
@@ -66,12 +68,17 @@ def time_shares(
 
 
 class Bar(NamedTuple):
-    """One call: where its bar begins, where it went on the wire, and its length there, in units of the axis."""
+    """One call: where its bar begins, where it went on the wire, and its length there, in units of the axis.
+
+    Attributes:
+        lane: its place below the first call of its row; the more calls, the more of them share one.
+    """
 
     begin: float
     sent: float
     length: float
     failed: bool
+    lane: int
 
 
 class WaterfallRow(NamedTuple):
@@ -83,6 +90,7 @@ class WaterfallRow(NamedTuple):
     calls: int
     first: float
     last: float
+    lanes: int
     bars: list[Bar]
 
 
@@ -93,15 +101,24 @@ def waterfall(reader: StoreReader, run: str, number: int) -> dict[str, Any]:
         return {"rows": [], "seconds": 0.0, "calls": 0, "bars": 0, "more": 0}
     begin, end = min(one.first for one in groups), max(one.last for one in groups)
     unit = WIDTH / max(end - begin, 1e-3)
-    bars: dict[tuple[str, str, str], list[Bar]] = {}
-    for one in calls:
-        sent = (one.started + one.waited - begin) * unit
-        bar = Bar((one.started - begin) * unit, sent, max(1.0, one.seconds * unit), one.status == "failed")
-        bars.setdefault((one.phase, one.purpose, one.model), []).append(bar)
-    rows = [
-        WaterfallRow(*one[:4], one.first - begin, one.last - begin, bars.get(one[:3], []))
-        for one in sorted(groups, key=lambda one: one.first)
-    ]
+    drawn: dict[tuple[str, str, str], list[CallRecord]] = {}
+    for call in sorted(calls, key=lambda call: call.started):
+        drawn.setdefault((call.phase, call.purpose, call.model), []).append(call)
+    rows = []
+    for one in sorted(groups, key=lambda one: one.first):
+        some = drawn.get(one[:3], [])
+        lanes = min(LANES, max(1, len(some)))
+        bars = [
+            Bar(
+                (call.started - begin) * unit,
+                (call.started + call.waited - begin) * unit,
+                max(1.0, call.seconds * unit),
+                call.status == "failed",
+                place * lanes // len(some),
+            )
+            for place, call in enumerate(some)
+        ]
+        rows.append(WaterfallRow(*one[:4], one.first - begin, one.last - begin, lanes, bars))
     return {
         "rows": rows[:ROWS],
         "seconds": end - begin,
