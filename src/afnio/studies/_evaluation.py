@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -21,10 +21,9 @@ from typing import Any, Final, Literal, NamedTuple, Self, final
 from afnio._figures import Gain, Measured, counted, score_of
 from afnio.stats import ratio_interval
 from afnio.studies._evaluated import ChangedRow, Changes, Draw, EvaluatedRow, RowList
-from afnio.studies._result import cell_of, in_time
+from afnio.studies._result import Reported, Shown, spending
 from afnio.studies._rows import in_words, plainly
 from afnio.tellurio._card import Bar, Card, Example
-from afnio.tellurio._store import home_folder
 
 FORMAT: Final = 1
 SHOWN: Final = 30
@@ -57,7 +56,7 @@ class Passes(NamedTuple):
 
 @final
 @dataclass(frozen=True, repr=False, eq=False)
-class Evaluation:
+class Evaluation(Reported):
     """What `afnio.evaluate` found. Print it, look at its rows, compare it with another, or save it.
 
     Attributes:
@@ -88,10 +87,6 @@ class Evaluation:
     home: str = ""
     notes: Sequence[str] = ()
     trained: Sequence[str] = ()
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        yield from ()
-        return self
 
     @property
     def draws(self) -> int:
@@ -293,10 +288,7 @@ class Evaluation:
 
     def figures(self) -> list[tuple[str, str]]:
         """Return the figures as pairs of a name and a text, as `print` and the page show them."""
-        cost = "unpriced" if self.cost is None else f"${self.cost:.4f}"
-        spent = (
-            f"{counted(self.calls, 'call')}, {counted(self.tokens, 'token')}, {cost}, {in_time(self.minutes)}"
-        )
+        spent = spending(self.calls, self.tokens, self.cost, self.minutes)
         if self.judged:
             spent += f"; {counted(self.judged, 'call')} of the metric"
         if self.replayed:
@@ -307,21 +299,6 @@ class Evaluation:
             text = f"{counted(len(self.failed), 'row')}, first row {first.number}: {first.errors[0]}"
             rows.append(("failed", text))
         return [*rows, *(("note", note) for note in self.notes), ("run", self.run)]
-
-    def report(self, path: str | Path = "evaluation.html") -> Path:
-        """Write the evaluation and its run as one page that needs neither a server nor a network; return its path.
-
-        The page has prompts, rows and replies in clear. Only the current user can read the file.
-
-        Raises:
-            ChoiceError: if the run is no longer in its folder.
-        """
-        from afnio.tellurio.studio._report import write_report
-
-        return write_report(home_folder(self.home or None), self.run, Path(path))
-
-    def _repr_html_(self) -> str:
-        return cell_of(self.card)
 
     @property
     def card(self) -> Card:
@@ -375,7 +352,7 @@ class Ratio(NamedTuple):
 
 @final
 @dataclass(frozen=True, repr=False, eq=False)
-class Comparison:
+class Comparison(Shown):
     """The difference between two evaluations. `print` it for the verdict.
 
     Attributes:
@@ -465,9 +442,6 @@ class Comparison:
 
     def __repr__(self) -> str:
         return f"<Comparison: {self.verdict}>"
-
-    def _repr_html_(self) -> str:
-        return cell_of(self.card)
 
     @property
     def card(self) -> Card:

@@ -65,12 +65,62 @@ def evidence(gate: GateVerdict) -> str:
     return f"{gate.wins} of {seen} rows better, {gate.losses} worse, p = {gate.p:.2g}, level {gate.level:g}"
 
 
+# What can be shown
+
+
+class Shown:
+    """Something with a card: a notebook shows it."""
+
+    @property
+    def card(self) -> Card:
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        from afnio.tellurio.studio._text import render, word_diff
+
+        card = self.card
+        prompts = [
+            (name, text != card.start.get(name), word_diff(card.start.get(name, ""), text))
+            for name, text in card.prompts.items()
+        ]
+        return render("result_cell.html", card=card, prompts=prompts)
+
+
+class Reported(Shown):
+    """Something that a run of the store has: it has a page, and may be awaited wherever it was made."""
+
+    run: str
+    home: str
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        yield from ()
+        return self
+
+    def report(self, path: str | Path = "report.html") -> Path:
+        """Write this and its run as one page that needs neither a server nor a network, and return its path.
+
+        The page has prompts, rows and replies in clear. Only the current user can read the file.
+
+        Raises:
+            ChoiceError: if the run is no longer in its folder.
+        """
+        from afnio.tellurio.studio._report import write_report
+
+        return write_report(home_folder(self.home or None), self.run, Path(path))
+
+
+def spending(calls: int, tokens: int, cost: float | None, minutes: float) -> str:
+    """Return what was spent, in words."""
+    dollars = "unpriced" if cost is None else f"${cost:,.2f}" if cost >= 1 else f"${cost:.4f}"
+    return f"{counted(calls, 'call')}, {counted(tokens, 'token')}, {dollars}, {in_time(minutes)}"
+
+
 # The result
 
 
 @final
 @dataclass(frozen=True, repr=False, eq=False)
-class Result:
+class Result(Reported):
     """What `afnio.optimize` found. Print it, save its prompts, or write it as a page.
 
     `await` of a result gives the result itself, so that `await afnio.optimize(…)` has the same type everywhere.
@@ -142,10 +192,6 @@ class Result:
         """True if `prompts` differ from the old ones."""
         return dict(self.prompts) != dict(self.start)
 
-    def __await__(self) -> Generator[Any, None, Self]:
-        yield from ()
-        return self
-
     def __repr__(self) -> str:
         return f"<Result: {self.verdict}>"
 
@@ -177,16 +223,7 @@ class Result:
         if self.takes:
             ratios = [f"{name} \u00d7{ratio:.2f}" for name, ratio in self.takes.items()]
             rows.append(("takes", f"{', '.join(ratios)} a row"))
-        cost = (
-            "unpriced"
-            if self.cost is None
-            else f"${self.cost:,.2f}"
-            if self.cost >= 1
-            else f"${self.cost:.4f}"
-        )
-        spent = (
-            f"{counted(self.calls, 'call')}, {counted(self.tokens, 'token')}, {cost}, {in_time(self.minutes)}"
-        )
+        spent = spending(self.calls, self.tokens, self.cost, self.minutes)
         if self.paid_before:
             spent += f"; {counted(self.paid_before, 'call')} of these made before, by a start that this one continued"
         used = f"{self.splits['train']} to train, {self.splits['held']} held out" if self.splits else ""
@@ -243,21 +280,6 @@ class Result:
             )
         push_prompts(store, name, self.prompts, alias=alias, verdict=self.verdict, start=self.start)
 
-    def report(self, path: str | Path = "optimize.html") -> Path:
-        """Write the result and its run as one page that needs neither a server nor a network, and return its path.
-
-        The page has prompts, rows and replies in clear. Only the current user can read the file.
-
-        Raises:
-            ChoiceError: if the run is no longer in its folder.
-        """
-        from afnio.tellurio.studio._report import write_report
-
-        return write_report(home_folder(self.home or None), self.run, Path(path))
-
-    def _repr_html_(self) -> str:
-        return cell_of(self.card)
-
     @property
     def card(self) -> Card:
         """The card that the pages of the run show first."""
@@ -267,13 +289,7 @@ class Result:
         scored = [score for one in self.examples for score in one.scores if score is not None]
         return Card(
             verdict=self.verdict,
-            tone=""
-            if self.gain is None
-            else "good"
-            if self.gain.is_clear
-            else "bad"
-            if self.gain.is_loss
-            else "",
+            tone="" if self.gain is None else self.gain.tone,
             bars=bars,
             on=self.on if bars else "",
             facts=[one for one in self.figures() if not (drawn and one[0] in ("before", "after"))],
@@ -282,17 +298,6 @@ class Result:
             rows=self.examples,
             top=max(scored, default=1.0),
         )
-
-
-def cell_of(card: Card) -> str:
-    """Return a card as HTML for a notebook's cell."""
-    from afnio.tellurio.studio._text import render, word_diff
-
-    prompts = [
-        (name, text != card.start.get(name), word_diff(card.start.get(name, ""), text))
-        for name, text in card.prompts.items()
-    ]
-    return render("result_cell.html", card=card, prompts=prompts)
 
 
 def in_time(minutes: float) -> str:
