@@ -254,7 +254,7 @@ async def _by_parcel(trip: Trip[R], batched: Batched[R]) -> R:
         trip.rider = rider = Rider(ident, call.scope, batched, call.prompt_tokens, trip.depart, trip.keep)
         began = time.monotonic()
         try:
-            outcome = await depot.carry(rider, ends)
+            outcome = await depot.carry(rider, ends, reached=trip.account.health.reached)
         except BaseException:
             if rider.unpaid and rider.sent:
                 reservation.settle(Charge.NOTHING)

@@ -62,6 +62,7 @@ class AccountHealth:
             circuit is for other failures, and it has one from the start. A lone account has none until it has
             answered, so that a wrong URL is reported soon. But a replica that is still loading its model fails fast,
             and would draw the most calls.
+        reached: True once the host has answered.
 
     >>> health = AccountHealth("http://localhost:8000/v1")
     >>> health.answered(0, now=0.0)
@@ -79,12 +80,12 @@ class AccountHealth:
         self._url = url
         self._lines = AsyncLimiter(LINES, 60.0)
         self._warned = False
-        self._reached = False
+        self.reached = False
         self._unreached: tuple[float, float] | None = None  # since when, and at last when
 
     def answered(self, number: int, now: float) -> None:
         """Count an answer to a request. A refusal is one, too: the account is alive."""
-        self._reached = True
+        self.reached = True
         seconds = self.circuit.succeeded(number, now)
         if seconds is not None:
             _logger.warning("%s answers again, after %.0f s", self._url, seconds)
@@ -95,8 +96,8 @@ class AccountHealth:
     ) -> ProviderDownError | None:
         """Count a failure. Return the error for all waiting calls if the account is given up."""
         if not isinstance(error, UnreachableError):
-            self._reached = True
-        elif not self._reached:
+            self.reached = True
+        elif not self.reached:
             error.first_contact = True
             if self._never_reached(now):
                 return ProviderDownError(str(error))

@@ -114,17 +114,19 @@ class Depot:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def carry(self, rider: Rider, ends: float) -> LineOutcome:
+    async def carry(self, rider: Rider, ends: float, *, reached: bool) -> LineOutcome:
         """Wait until a parcel has carried out a call's line.
 
         Args:
             ends: the loop's time at which the parcel is cancelled, and what it has done is read.
+            reached: True if the host has answered before.
 
         Raises:
             ModelError: if the parcel can't be sent or read, or the line was refused.
             JournalError: if the journal can't note the parcel.
         """
         group = self._group(rider.batched)
+        group.reached |= reached
         group.board(rider)
         timer = call_later(
             ends - loop_time(), rider.hurry, CANCELLING
@@ -183,7 +185,7 @@ class Group:
     Attributes:
         forming: the calls that wait for the next parcel to leave, by the ids of their lines.
         limit: the most tokens that the provider's queue takes, once it has said so.
-        reached: True once the provider has answered.
+        reached: True once the provider has answered, this program or an earlier one.
         refused_since: when it began to refuse parcels because its queue was full, or None.
         room: set, and replaced, when a parcel ends.
     """
@@ -192,17 +194,17 @@ class Group:
         self.depot, self.api, self.journal = depot, api, journal
         self.forming: dict[str, Rider] = {}
         self.limit: int | None = None
-        self.reached = False
         self.room = anyio.Event()
         self.refused_since: float | None = None
         self._unreached: float | None = None
-        self.has_api = True
-        self._ended = False
+        self.has_api, self._ended = True, False
         self._size = self._tokens = 0
         self._last = 0.0
         self._timed = False
         names = {"url": api.account.url, "endpoint": api.endpoint, "model": api.model}
-        self.parcels = [Parcel(self, row) for row in journal.parcels() if names.items() <= row.items()]
+        rows = [row for row in journal.parcels() if names.items() <= row.items()]
+        self.parcels = [Parcel(self, row) for row in rows]
+        self.reached = any(row["remote"] for row in rows)
 
     @property
     def waiting(self) -> int:

@@ -23,7 +23,7 @@ import afnio.cognitive as cog
 import afnio.tellurio as te
 from afnio import bridge
 from afnio.cli._other import batches_main
-from afnio.errors import ModelError
+from afnio.errors import ModelError, UnreachableError
 from afnio.models._batch_apis import OpenAIBatches
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime import _batch_api, _parcels
@@ -510,6 +510,26 @@ async def test_a_provider_that_is_dead_at_a_stage(
     assert replies == words(6)
     assert (paid + live, twice) == (6, 0)
     assert stats["states"] == ["cancelled" if stage == "cancel" else "completed"]
+
+
+@pytest.mark.parametrize("earlier", ["a batch of an earlier program", "a live call"])
+async def test_a_dead_host_that_was_reached_before(
+    path: Path, monkeypatch: pytest.MonkeyPatch, earlier: str
+) -> None:
+    """It is waited for, and not given up after some seconds as a wrong URL is."""
+    stage = "status" if "batch" in earlier else "upload"
+    refused, plain = iter(range(9)), getattr(OpenAIBatches, stage)
+
+    async def unreachable(self: OpenAIBatches, *arguments: Any) -> Any:
+        if next(refused, None) is not None:
+            raise UnreachableError("connection refused")
+        return await plain(self, *arguments)
+
+    async with provider(seconds=1.0) as found:
+        await (leave(path, found.base_url, words(6)) if stage == "status" else ask(found.base_url, ["live"]))
+        monkeypatch.setattr(OpenAIBatches, stage, unreachable)
+        replies, _ = await by_batch(path, found.base_url, words(6))
+        assert (replies, counts(found)[:2]) == (words(6), (6, 0))
 
 
 async def test_a_host_that_was_never_reached(path: Path) -> None:
