@@ -137,12 +137,14 @@ def test_independent_samples_stay_independent(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(shutil.which("npm") is None, reason="Node isn't installed")
 def test_the_sdk_of_node(tmp_path: Path) -> None:
     (tmp_path / "program.mjs").write_text(NODE)
-    subprocess.run(
-        ["npm", "install", "--silent", "--no-audit", "openai@6"], cwd=tmp_path, check=True, timeout=120
-    )
+    install = ["npm", "install", "--silent", "--no-audit", "--fetch-retries=0", "openai@6"]
+    if (
+        shutil.which("npm") is None
+        or subprocess.run(install, cwd=tmp_path, timeout=120, check=False).returncode
+    ):
+        pytest.skip("Node: npm, and a network")
     with provider(seconds=4.0) as found:
         with afnio.journal(tmp_path / "run.journal"), afnio.batch_api(linger=0.1, least=0):
             with bridge.url(found.base_url) as base_url:
