@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from runtime.test_call import FakeRuntime, Reply, made
 
+import afnio.tellurio as te
 from afnio.errors import BudgetExceeded, RunStoppedError
 from afnio.runtime import budget
 from afnio.runtime._budget import Ceiling, run_ceiling
 from afnio.runtime._call import perform
 from afnio.runtime._control import RunGate, run_gate
+from afnio.runtime._kernel import calls_under_way
 from afnio.runtime._limits import Limits
 from afnio.runtime._spending import Amount, Caps, Ledger, Price
+from afnio.testing import ScriptedClient
 
 pytestmark = pytest.mark.looptime
 
@@ -193,3 +199,29 @@ async def test_an_error_under_a_stop_is_the_stop() -> None:
             await anyio.sleep(0.5)
             gate.stop("stopped", at_once=True)
     assert [type(end) for end in wire.ends] == [RunStoppedError]
+
+
+def test_calls_under_a_time_limit_go_on_after_a_pause(tmp_path: Path) -> None:
+    """Those in the queue of their account, when an order comes to the real runtime."""
+
+    async def paused(request: Any) -> str:
+        while len(client.requests) == 1 and calls_under_way() < 3:
+            await anyio.sleep(0.001)
+        if len(client.requests) == 1:
+            te.get_active_run().pause()
+        return "hi"
+
+    client = ScriptedClient(paused)
+
+    async def main() -> None:
+        async with te.init("me", "p", dir=tmp_path) as run:
+            run.limit(max_in_flight=1)
+            ask = partial(client.achat, messages=[{"role": "user", "content": "Hi"}], model="m")
+            with budget(max_seconds=1000):
+                calls = [asyncio.create_task(ask()) for _ in range(3)]
+            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            run.resume()
+            await asyncio.wait_for(asyncio.gather(*calls), 60)
+
+    asyncio.run(main())
+    assert len(client.requests) == 3

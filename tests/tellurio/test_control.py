@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import anyio
 import pytest
 from kit.tiny_training import FIRST, evaluate, reply
 
@@ -215,7 +216,7 @@ def test_a_ceiling_in_dollars_needs_prices(
 
 
 class Agent(Module):
-    """Stops its run in its third step."""
+    """Pauses its run for a moment in its first step, and stops it in its third."""
 
     def __init__(self, *, now: bool) -> None:
         super().__init__()
@@ -223,6 +224,9 @@ class Agent(Module):
         self.prompt = Parameter(FIRST, role="system prompt", requires_grad=True)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if batch == "first":
+            te.get_active_run().pause()
+            te.get_active_run().resume()
         if batch == "third":
             te.get_active_run().stop(now=self.now)
         return evaluate(self.prompt, self.client)
@@ -231,26 +235,28 @@ class Agent(Module):
         return TGD(self.parameters(), self.client, model="critic")
 
 
-def fit(agent: Agent, folder: Path) -> Trainer:
+async def fit(agent: Agent, folder: Path) -> Trainer:
     trainer = Trainer(max_epochs=50, min_epochs=40, default_root_dir=folder, enable_progress_bar=False)
     with afnio.set_backward_model_client(agent.client, completion_args={"model": "critic"}):
-        trainer.fit(agent, ["first", "second", "third", "fourth"])
+        await trainer.afit(agent, ["first", "second", "third", "fourth"])
     return trainer
 
 
-def test_a_training_ends_after_its_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+def test_a_training_ends_after_its_step(library: str, tmp_path: Path) -> None:
     """Whatever its minimum is, and the program goes on."""
     with te.init("me", "p", dir=tmp_path / "runs") as run:
-        trainer = fit(Agent(now=False), tmp_path)
+        trainer = anyio.run(fit, Agent(now=False), tmp_path, backend=library)
     assert trainer.global_step == 3
     assert str(trainer.stopped).startswith(f"the run {run.name} was stopped by its program")
     assert run.status == "COMPLETED"
 
 
-def test_a_training_is_cut_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+def test_a_training_is_cut_off(library: str, tmp_path: Path) -> None:
     with pytest.raises(RunStoppedError, match="was stopped by its program"):
         with te.init("me", "p", dir=tmp_path / "runs") as run:
-            fit(Agent(now=True), tmp_path)
+            anyio.run(fit, Agent(now=True), tmp_path, backend=library)
     assert run.status == "CRASHED"
 
 

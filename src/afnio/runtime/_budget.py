@@ -32,6 +32,7 @@ from afnio.errors import BudgetExceeded, UnknownPriceError
 from afnio.runtime._control import RunGate, Sent, run_gate
 from afnio.runtime._kernel import Runtime
 from afnio.runtime._limits import OutputEstimate
+from afnio.runtime._loop import loop_time
 from afnio.runtime._settings import OpenBlock, Setting
 from afnio.runtime._spending import RESERVE_SHARE, Amount, AttemptEstimate, Caps, Item, Ledger, Spent, dollars
 from afnio.runtime.events import Usage
@@ -135,8 +136,10 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
         if self._deadline is None:
             # The block may have been entered on a thread without a loop, so its entry was timed by another clock.
             gone = time.monotonic() - self._entered
-            self._deadline = anyio.current_time() + self.max_seconds - gone
-        return self._deadline + (0.0 if gate is None else gate.lost(self._deadline - self.max_seconds))
+            self._deadline = loop_time() + self.max_seconds - gone
+        if gate is None:
+            return self._deadline
+        return self._deadline + gate.lost(self._deadline - self.max_seconds, loop_time())
 
     def check(self, estimate: AttemptEstimate, need: Amount, least: Amount) -> None:
         """Raise if `need` will never fit, even if the attempts in flight give everything back.
@@ -155,12 +158,12 @@ class Budget(AbstractContextManager["Budget"], AbstractAsyncContextManager["Budg
             raise out_of_room(self.balance, self.ledger, lacking, estimate, need)
 
     def check_time(self) -> None:
-        if self.max_seconds is not None and anyio.current_time() >= self.deadline:
+        if self.max_seconds is not None and loop_time() >= self.deadline:
             raise self.time_over()
 
     def time_over(self) -> BudgetExceeded:
         assert self.max_seconds is not None
-        passed = anyio.current_time() - self.deadline + self.max_seconds
+        passed = loop_time() - self.deadline + self.max_seconds
         return out_of_time(self.max_seconds, passed, self.ledger)
 
     def record(self, item: Item, spent: Spent) -> None:

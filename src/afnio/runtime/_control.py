@@ -15,6 +15,7 @@ The methods of a gate run on the runtime's thread, except where noted. It is no 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final, Protocol, final
@@ -180,10 +181,10 @@ class RunGate:
 
     # From any thread
 
-    def lost(self, since: float) -> float:
-        """Return the seconds since a time of the loop in which the run was paused."""
-        pauses = [*self._pauses, *([(self._since, math.inf)] if self.paused else [])]
-        return sum(max(0.0, min(end, loop_time()) - max(start, since)) for start, end in pauses)
+    def lost(self, since: float, now: float) -> float:
+        """Return the seconds between two times of the runtime's loop in which the run was paused."""
+        pauses = [*self._pauses, *([(self._since, now)] if self.paused else [])]
+        return sum(max(0.0, min(end, now) - max(start, since)) for start, end in pauses)
 
     @contextmanager
     def gently(self, ask: Callable[[str], object]) -> Iterator[None]:
@@ -228,7 +229,7 @@ def gently(ask: Callable[[str], object]) -> Iterator[None]:
         yield
 
 
-def seconds_paused(since: float) -> float:
-    """Return the seconds since a time of the loop in which the run of this context was paused."""
-    gate = run_gate.get()
-    return 0.0 if gate is None else gate.lost(since)
+def seconds_paused(elapsed: float) -> float:
+    """Return how many of the last `elapsed` seconds the run of this context was paused; on any thread or loop."""
+    gate, now = run_gate.get(), time.monotonic()
+    return 0.0 if gate is None else gate.lost(now - elapsed, now)

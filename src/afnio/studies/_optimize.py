@@ -37,7 +37,7 @@ from afnio.models._client import ChatClient, ChatModel
 from afnio.models._prices import earlier_ledger, price_of
 from afnio.runtime._blocking import stoppable
 from afnio.runtime._budget import Budget
-from afnio.runtime._control import gently
+from afnio.runtime._control import gently, seconds_paused
 from afnio.runtime._limits import Limits
 from afnio.runtime._spending import Amount
 from afnio.runtime._tracebacks import folding
@@ -426,7 +426,7 @@ class Optimization(Study):
             )  # fmt: skip
             if training.weakness is not None:
                 self.tell(training.weakness)
-            await training.run(run, time.monotonic() - started)
+            await training.run(run, _gone_since(started))
         if training.weakness is not None:
             self.notes.append(training.weakness)
         candidate = self.subject.texts
@@ -442,7 +442,7 @@ class Optimization(Study):
                         f"the first held-out rows stopped a first result ({evidence(stop)}); what it left of the "
                         "budget paid for a second attempt, which the other rows test"
                     )
-                    await training.run(run, time.monotonic() - started)
+                    await training.run(run, _gone_since(started))
                     if self.subject.texts != self.start:
                         candidate = self.subject.texts
                         compared = await held.rest.judge(self.start)
@@ -570,6 +570,12 @@ class Optimization(Study):
             f"budget=${self.budget.caps.cost} needs the price of {model!r} at {client.account.url}, which is unknown; "
             "give budget=afnio.budget(max_calls=…), or write the price into ~/.config/afnio/prices.toml"
         )
+
+
+def _gone_since(started: float) -> float:
+    """Return the seconds since then in which the run wasn't paused."""
+    elapsed = time.monotonic() - started
+    return elapsed - seconds_paused(elapsed)
 
 
 def _examples(found: HeldScores) -> list[Example]:

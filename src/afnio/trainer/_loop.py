@@ -297,7 +297,8 @@ class FitLoop:
         """Return why the training ends here, or None if it continues."""
         if self._stop is not None:
             return self._stop
-        seconds = anyio.current_time() - self._started - seconds_paused(self._started)
+        elapsed = anyio.current_time() - self._started
+        seconds = elapsed - seconds_paused(elapsed)
         spent = self._trainer.ledger.total.known_cost
         return self.schedule.end(self._state.counters, seconds, spent, self._trainer.asked_to_stop)
 
