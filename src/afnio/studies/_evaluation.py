@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, NamedTuple, Self, final
 from afnio._figures import Gain, Measured, counted, score_of
 from afnio.stats import ratio_interval
 from afnio.studies._evaluated import ChangedRow, Changes, Draw, EvaluatedRow, RowList
-from afnio.studies._result import Reported, Shown, spending
+from afnio.studies._result import Carded, Reported, spending
 from afnio.studies._rows import in_words, plainly
 from afnio.tellurio._card import Bar, Card, Example
 
@@ -352,7 +352,7 @@ class Ratio(NamedTuple):
 
 @final
 @dataclass(frozen=True, repr=False, eq=False)
-class Comparison(Shown):
+class Comparison(Carded):
     """The difference between two evaluations. `print` it for the verdict.
 
     Attributes:

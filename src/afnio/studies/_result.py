@@ -68,7 +68,7 @@ def evidence(gate: GateVerdict) -> str:
 # What can be shown
 
 
-class Shown:
+class Carded:
     """Something with a card: a notebook shows it."""
 
     @property
@@ -86,7 +86,7 @@ class Shown:
         return render("result_cell.html", card=card, prompts=prompts)
 
 
-class Reported(Shown):
+class Reported(Carded):
     """Something that a run of the store has: it has a page, and may be awaited wherever it was made."""
 
     run: str
