@@ -67,7 +67,7 @@ def time_shares(
     return sorted(found, key=lambda one: (-one.share, one.purpose, one.model))
 
 
-class Bar(NamedTuple):
+class CallBar(NamedTuple):
     """One call: where its bar begins, where it went on the wire, and its length there, in units of the axis.
 
     Attributes:
@@ -91,7 +91,7 @@ class WaterfallRow(NamedTuple):
     first: float
     last: float
     lanes: int
-    bars: list[Bar]
+    bars: list[CallBar]
 
 
 def waterfall(reader: StoreReader, run: str, number: int) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def waterfall(reader: StoreReader, run: str, number: int) -> dict[str, Any]:
         some = drawn.get(one[:3], [])
         lanes = min(LANES, max(1, len(some)))
         bars = [
-            Bar(
+            CallBar(
                 (call.started - begin) * unit,
                 (call.started + call.waited - begin) * unit,
                 max(1.0, call.seconds * unit),
