@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 PRIORITY: Final = "x-afnio-priority"
 TOKEN: Final = "x-afnio-token"  # noqa: S105 - the header's name
 _FREE_METHODS: Final = ("GET", "HEAD", "OPTIONS", "DELETE")
+# Ends of paths that cost nothing at any provider.
 _FREE_PATHS: Final = (
     "/files", "/uploads", "/parts", "/complete", "/cancel", "/moderations", "/count_tokens", ":counttokens",
     "/input_tokens", "/tokenize", "/detokenize",
 )  # fmt: skip
-"""Ends of paths that cost nothing at any provider."""
 _NEEDS_MODEL: Final = ("/completions", "/embeddings", "/responses")
 
 
@@ -159,8 +159,9 @@ def _priority(name: str | None) -> Priority:
         raise ValueError(f"{PRIORITY} must be one of {names} (got {name!r}); omit it for training") from None
 
 
+# Keys with limits of their own. A client that invents keys must not fill the memory, and tokens change by the
+# hour.
 MOST_KEYS: Final = 10_000
-"""Keys with limits of their own. A client that invents keys must not fill the memory, and tokens change by the hour."""
 
 
 @final
@@ -200,8 +201,8 @@ class Keys:
         return True
 
 
+# Models with figures of their own; clients may send any name.
 _MOST_MODELS: Final = 100
-"""Models with figures of their own; clients may send any name."""
 
 
 @final

@@ -73,18 +73,19 @@ if TYPE_CHECKING:
 
     from afnio.runtime._journal import Journal
 
+# Seconds for which a call whose client has gone keeps its place, and its reply.
 REJOIN: Final = 60.0
-"""Seconds for which a call whose client has gone keeps its place, and its reply."""
+# Delivered replies that are kept for a while. A client may have given up at the moment in which its reply was
+# sent.
 KEPT: Final = 256
-"""Delivered replies that are kept for a while. A client may have given up at the moment in which its reply was sent."""
+# Bytes of replies that are kept: of delivered ones, and of those for equal requests with `--once`.
 KEPT_BYTES: Final = 256 << 20
-"""Bytes of replies that are kept: of delivered ones, and of those for equal requests with `--once`."""
+# File descriptors that the gateway asks for. A client that waits takes one, and its call on the wire another.
 DESCRIPTORS: Final = 65_536
-"""File descriptors that the gateway asks for. A client that waits takes one, and its call on the wire another."""
+# Descriptors for everything else.
 SPARE: Final = 64
-"""Descriptors for everything else."""
+# The path of the gateway's own pages.
 PAGES: Final = "/afnio/"
-"""The path of the gateway's own pages."""
 TOKEN_VARIABLE: Final = "AFNIO_GATEWAY_TOKEN"  # noqa: S105 - the variable's name
 
 

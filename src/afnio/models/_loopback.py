@@ -117,8 +117,9 @@ class url(AbstractContextManager[str], AbstractAsyncContextManager[str]):  # noq
             runtime.post(close)
 
 
+# How long a lane keeps calls in a `batch_api` block: as long as it lasts, if their client left without a
+# reply.
 _BY_BATCH: Final[dict[str, float]] = {"patience": 60.0, "batch_patience": math.inf}
-"""How long a lane keeps calls in a `batch_api` block: as long as it lasts, if their client left without a reply."""
 
 
 class _Lane(NamedTuple):

@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+# Bytes of a parcel's results. They are kept in a file, not in memory.
 MOST_RESULTS: Final = 4 << 30
-"""Bytes of a parcel's results. They are kept in a file, not in memory."""
+# Bytes of a line of the results. A longer one counts as garbled.
 MOST_LINE: Final = 96 << 20
-"""Bytes of a line of the results. A longer one counts as garbled."""
+# Lines that are read, and handed out, before other tasks have their turn.
 AT_ONCE: Final = 500
-"""Lines that are read, and handed out, before other tasks have their turn."""
 
 
 # The block
@@ -239,8 +239,8 @@ def line_id(key: str, scope: str, address: str) -> str:
     return f"{key[:24]}-{_digest(scope)[:8]}-{_digest(address)[:12]}"
 
 
+# Characters of an id that name the request, and the request in its scope.
 KEY, FAMILY = 24, 33
-"""Characters of an id that name the request, and the request in its scope."""
 
 
 def _digest(text: str) -> str:

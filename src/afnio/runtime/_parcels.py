@@ -75,17 +75,17 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("afnio")
 
+# Seconds after which a parcel that the provider's list doesn't show was never created.
 GRACE: Final = 60.0
-"""Seconds after which a parcel that the provider's list doesn't show was never created."""
+# Seconds between two questions about a parcel: a twentieth of its age, within these bounds.
 POLL_FIRST, POLL_MAX = 2.0, 60.0
-"""Seconds between two questions about a parcel: a twentieth of its age, within these bounds."""
 BACKOFF_MAX: Final = 60.0
+# Seconds in which a host that was never reached is tried.
 FIRST_CONTACT: Final = 5.0
-"""Seconds in which a host that was never reached is tried."""
+# Seconds that a provider may take to cancel a parcel. OpenAI says up to ten minutes.
 CANCELLING: Final = 900.0
-"""Seconds that a provider may take to cancel a parcel. OpenAI says up to ten minutes."""
+# Seconds for which a single call waits for room in the provider's queue that our own parcels don't fill.
 REFUSED_FOR: Final = 3600.0
-"""Seconds for which a single call waits for room in the provider's queue that our own parcels don't fill."""
 _MISSING: Final = LineOutcome("lost", reason="its line is missing from the results")
 
 

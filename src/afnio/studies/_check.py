@@ -32,10 +32,10 @@ from afnio.studies._rows import Row, by_input, in_words
 from afnio.studies._scoring import takes_expected, wanted_by
 from afnio.studies._study import job
 
+# The share of rows that the new prompts get wrong and the old ones right, in what is said of gains.
 LOSING: Final = 0.1
-"""The share of rows that the new prompts get wrong and the old ones right, in what is said of gains."""
+# Rows of each kind that are named.
 SHOWN: Final = 5
-"""Rows of each kind that are named."""
 
 
 @final

@@ -15,8 +15,8 @@ from afnio.tellurio._card import Card, kept_card
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._store import stores
 
+# The kind of the event that holds a run's result.
 RESULT: Final = "OptimizeResult"
-"""The kind of the event that holds a run's result."""
 
 
 @final

@@ -72,12 +72,13 @@ from afnio.tellurio._store import store_path
 from afnio.trainer._progress import Progress
 
 NAMESPACE: Final = "evaluate"
+# The element of the addresses of the metric's calls. A row's own launches are numbered from 1.
 METRIC: Final = 0
-"""The element of the addresses of the metric's calls. A row's own launches are numbered from 1."""
+# Rows that begin together. If all did, on a busy loop the last one would begin before the first one has a
+# score.
 AT_ONCE: Final = 250
-"""Rows that begin together. If all did, on a busy loop the last one would begin before the first one has a score."""
+# The number of a row, and of its draw.
 Place = tuple[int, int]
-"""The number of a row, and of its draw."""
 
 
 @folding

@@ -26,14 +26,15 @@ from afnio.studies._rows import in_words, plainly
 from afnio.tellurio._card import Bar, Card, Example
 
 FORMAT: Final = 1
+# Groups that a page shows.
 SHOWN: Final = 30
-"""Groups that a page shows."""
+# Rows of a card: those that are wrong, and those that crashed.
 MOST_ROWS: Final = 2_000
-"""Rows of a card: those that are wrong, and those that crashed."""
+# Characters of a row's texts in a card.
 LONGEST: Final = 5_000
-"""Characters of a row's texts in a card."""
+# A row that changes by more than this share of the perfect score has flipped, and not just one draw of
+# several.
 HALF: Final = 0.5
-"""A row that changes by more than this share of the perfect score has flipped, and not just one draw of several."""
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
 MEASURES: Final = ("tokens", "cost", "seconds", "calls")
 Measure = Literal["tokens", "cost", "seconds", "calls"]

@@ -174,8 +174,8 @@ def as_prompty(prompts: RunPrompts) -> dict[str, str]:
     return {name: _prompty(prompts, name) for name in prompts.texts}
 
 
+# A line that begins a message in a Prompty file.
 _ROLE: Final = re.compile(r"(?im)^\s*#?\s*(system|user|assistant|developer|tool)\s*(\[.*\])?\s*:\s*$")
-"""A line that begins a message in a Prompty file."""
 
 
 def _prompty(prompts: RunPrompts, name: str) -> str:
@@ -194,10 +194,10 @@ def _prompty(prompts: RunPrompts, name: str) -> str:
     )
 
 
+# The forms by name. A form is one file, or a file for each prompt.
 FORMS: Final[Mapping[str, Callable[[RunPrompts], str | Mapping[str, str]]]] = {
     "text": lambda prompts: prompts.texts,
     "json": as_json,
     "prompty": as_prompty,
     "python": as_python,
 }
-"""The forms by name. A form is one file, or a file for each prompt."""

@@ -46,17 +46,17 @@ from afnio.studies._study import Study, job
 from afnio.studies._subject import Subject
 from afnio.utils.data import DataLoader
 
+# The test never takes more calls than this, whatever the budget is.
 MOST_CALLS: Final = 400
-"""The test never takes more calls than this, whatever the budget is."""
 FEWEST_ROWS: Final = 40
+# One-sided. Without headroom at most this share of tests finds some.
 LEVEL: Final = 0.05
-"""One-sided. Without headroom at most this share of tests finds some."""
+# Rows below which a comparison says nothing.
 FEWEST_PAIRS: Final = 8
-"""Rows below which a comparison says nothing."""
+# Rows that show what a row costs.
 PROBED: Final = 4
-"""Rows that show what a row costs."""
+# The score of a row whose reply the agent or the metric could not read.
 _CRASHED: Final = 0.0
-"""The score of a row whose reply the agent or the metric could not read."""
 
 
 @folding
@@ -204,8 +204,8 @@ def design_for(rows: int, each: float, calls: float) -> Design:
     return Design(twice, rows - twice - final, final, step)
 
 
+# Rows that the smallest step runs.
 _STEP: Final = 24
-"""Rows that the smallest step runs."""
 
 
 @final
@@ -451,20 +451,20 @@ class HeadroomTest(Study):
         return rest, calls
 
 
+# Prompts get longer, so a call of the test may take so many times one of the start prompts.
 LONGER: Final = 1.5
-"""Prompts get longer, so a call of the test may take so many times one of the start prompts."""
+# The last comparison is reserved with this factor: the new prompts may be longer.
 SPARE: Final = 1.2
-"""The last comparison is reserved with this factor: the new prompts may be longer."""
+# A variant that has been corrected once shows more of what there is to gain than a first guess.
 STEPS: Final = 2
-"""A variant that has been corrected once shows more of what there is to gain than a first guess."""
+# A second step may take a little of what is meant for the last comparison: it is worth more there.
 _STRETCH: Final = 1.15
-"""A second step may take a little of what is meant for the last comparison: it is worth more there."""
+# Rows of the race of variants: few, as the rows of the last comparison decide.
 RACED: Final = 16
-"""Rows of the race of variants: few, as the rows of the last comparison decide."""
+# Rows that a chain of EditTGD learns from, if there are enough.
 LEARNT: Final = 24
-"""Rows that a chain of EditTGD learns from, if there are enough."""
+# Rows that crash are mistakes here, of form. With fewer left than this the race would be blind.
 _QUORUM: Final = 0.25
-"""Rows that crash are mistakes here, of form. With fewer left than this the race would be blind."""
 
 
 def _is_form(output: str | None, row: Row, labels: frozenset[str]) -> bool:

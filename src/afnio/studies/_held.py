@@ -38,13 +38,13 @@ from afnio.studies._rows import Row
 from afnio.studies._scoring import Scored, Scoring, check_crashes
 from afnio.studies._training import shown
 
+# The part of the rows that is scored first.
 FIRST_SHARE: Final = 0.4
-"""The part of the rows that is scored first."""
+# With fewer rows all are scored at once: 40 % of them would hardly ever be evidence of harm.
 STAGED: Final = 48
-"""With fewer rows all are scored at once: 40 % of them would hardly ever be evidence of harm."""
 PAIR: Final = "old and new prompts"
+# A result is stopped if the p-value of a loss is at most this.
 HARM: Final = 0.1
-"""A result is stopped if the p-value of a loss is at most this."""
 
 
 @final

@@ -23,8 +23,9 @@ from afnio.cognitive._module import Module
 from afnio.models._trace import Rehearsed
 from afnio.studies._rows import digest
 
+# Objects that are looked at; what is beyond counts by its class.
 MOST: Final = 100_000
-"""Objects that are looked at; what is beyond counts by its class."""
+# Modules whose objects decide nothing about a request.
 _LOCKS: Final = (
     "_thread",
     "threading",
@@ -35,7 +36,6 @@ _LOCKS: Final = (
     "weakref",
     "concurrent",
 )
-"""Modules whose objects decide nothing about a request."""
 
 
 @final

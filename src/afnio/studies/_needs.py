@@ -24,14 +24,14 @@ from afnio.studies._rows import HELD, Row, by_input
 from afnio.studies._rules import MOST_CHARACTERS
 from afnio.studies._subject import Subject
 
+# Rows that are scored first, which shows what a row costs.
 FIRST: Final = 8
-"""Rows that are scored first, which shows what a row costs."""
+# The held-out rows may take this share of the budget: a training that gets less finds nothing to measure.
 HELD_SHARE: Final = 0.5
-"""The held-out rows may take this share of the budget: a training that gets less finds nothing to measure."""
+# The held-out rows are reserved with this factor, because calls are retried and replies vary in length.
 SPARE: Final = 1.1
-"""The held-out rows are reserved with this factor, because calls are retried and replies vary in length."""
+# The smallest step of the search.
 SMALLEST: Final = Sizes(chains=1, inner=1, minibatch=3, race=6, first=3, keep=2)
-"""The smallest step of the search."""
 
 
 @final

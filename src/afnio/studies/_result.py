@@ -22,8 +22,8 @@ from afnio.tellurio._card import Bar, Card, Example
 from afnio.tellurio._store import home_folder
 
 KEPT: Final = "The old prompts are kept; the new ones are in .candidate."
+# The verdict of a budget that ended too soon, in spite of what was reserved.
 UNTESTED: Final = f"Not measured: the budget ended before all held-out rows were scored. {KEPT}"
-"""The verdict of a budget that ended too soon, in spite of what was reserved."""
 
 
 def verdict_of(gain: Gain | None, gate: GateVerdict | None, *, on: str, vetoed: str = "") -> str:

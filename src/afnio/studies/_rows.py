@@ -22,10 +22,10 @@ from typing import Any, Final, Self, final
 
 from afnio.autodiff._variable import Variable
 
+# Fewer training rows than these can't teach.
 TAUGHT: Final = 8
-"""Fewer training rows than these can't teach."""
+# Fewer held-out rows than these say nothing: a gain of ten points would be kept as often as chance.
 HELD: Final = 12
-"""Fewer held-out rows than these say nothing: a gain of ten points would be kept as often as chance."""
 FEWEST: Final = TAUGHT + HELD
 _INPUTS: Final = "inputs"
 _EXPECTED: Final = ("expected", "expectations")

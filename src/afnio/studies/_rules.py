@@ -14,8 +14,8 @@ from typing import Any, Final, final
 from afnio.runtime._callables import is_async
 from afnio.studies._rows import Row, check_text, read_rows
 
+# A prompt may grow to this, or to its first length if that is more. Longer ones didn't score better.
 MOST_CHARACTERS: Final = 1_000
-"""A prompt may grow to this, or to its first length if that is more. Longer ones didn't score better."""
 
 Check = Callable[[str, str], str | None]
 """Called with a prompt's name and its new text. Returns why it is refused, or None."""

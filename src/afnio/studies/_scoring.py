@@ -43,10 +43,10 @@ from afnio.runtime._waiting import scope, wait_async
 from afnio.studies._rows import Row, in_words
 from afnio.studies._subject import Subject, Traced
 
+# The share of rows that must not crash.
 QUORUM: Final = 0.9
-"""The share of rows that must not crash."""
+# The highest score, and the negative of the lowest one: their squares can be summed up.
 HIGHEST: Final = 1e100
-"""The highest score, and the negative of the lowest one: their squares can be summed up."""
 
 # The metric
 

@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# The longest that a push or a load may take.
 SECONDS: Final = 30.0
-"""The longest that a push or a load may take."""
+# Bytes of a reply that are read.
 LONGEST: Final = 8_000_000
-"""Bytes of a reply that are read."""
+# How many of the texts that came before a version it remembers, by digest.
 REMEMBERED: Final = 20
-"""How many of the texts that came before a version it remembers, by digest."""
 
 
 @final
@@ -348,8 +348,8 @@ class Server(ABC):
     reads the version that an alias points to.
     """
 
+    # The names of the variables with user, password and token; "" for none.
     variables: ClassVar[tuple[str, str, str]]
-    """The names of the variables with user, password and token; "" for none."""
     longest: int | None = None
 
     def __init__(self, url: str) -> None:

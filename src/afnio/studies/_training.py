@@ -32,8 +32,8 @@ from afnio.trainer._checkpoints import Plan, Stage
 from afnio.trainer._progress import Progress
 from afnio.utils.data import DataLoader
 
+# Steps that may fail one after the other, for instance because a provider was away.
 MOST_SKIPPED: Final = 3
-"""Steps that may fail one after the other, for instance because a provider was away."""
 
 
 @final
@@ -282,14 +282,14 @@ class TrainingRun:
             self.ended = self.ended or f"no clear gain in {self._patience} steps together"
 
 
+# Rows in a row without a mistake from which on there is nothing to learn.
 SURE_ROWS: Final = 32
-"""Rows in a row without a mistake from which on there is nothing to learn."""
+# The share of a small step's rows that must not crash. With a tenth, one row of eight would end it.
 ENOUGH_ROWS: Final = 0.6
-"""The share of a small step's rows that must not crash. With a tenth, one row of eight would end it."""
 
 
+# With races on fewer rows a training is warned of.
 FEW_RACED: Final = 12
-"""With races on fewer rows a training is warned of."""
 
 
 def _weakness(rows: int, calls: float, race: int) -> str:
@@ -306,8 +306,8 @@ def _weakness(rows: int, calls: float, race: int) -> str:
     )
 
 
+# A step's sizes before a budget lowers them.
 SIZES: Final = Sizes(chains=3, inner=3, minibatch=8, race=24, first=8, keep=2)
-"""A step's sizes before a budget lowers them."""
 
 
 def step_budget(wanted: Sizes, sample: SampleCost, calls: float) -> int | None:

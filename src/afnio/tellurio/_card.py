@@ -18,12 +18,12 @@ from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import CandidateRecord, SampleRecord
 from afnio.tellurio._schema import evaluation_of
 
+# The kind of the event that holds a run's card.
 CARD: Final = "Card"
-"""The kind of the event that holds a run's card."""
+# The kind of the phases in which a Trainer tests.
 TEST: Final = "test"
-"""The kind of the phases in which a Trainer tests."""
+# Rows of a test that are read for a card.
 MOST_ROWS: Final = 2_000
-"""Rows of a test that are read for a card."""
 
 
 @final

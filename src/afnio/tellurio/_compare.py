@@ -20,12 +20,12 @@ from afnio._figures import counted
 from afnio.stats import Paired, paired_interval
 from afnio.tellurio._schema import evaluation_of
 
+# Kinds of phases on rows that nothing was chosen by.
 TESTS: Final = ("test", "held/result")
-"""Kinds of phases on rows that nothing was chosen by."""
+# The end of the name of a phase in which a gate scores the prompts that a training began with.
 START: Final = "held/start"
-"""The end of the name of a phase in which a gate scores the prompts that a training began with."""
+# The most phases that are compared because they have the same name.
 MOST_SAME: Final = 12
-"""The most phases that are compared because they have the same name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +113,9 @@ def compare(first: Scores, second: Scores) -> RunComparison:
     return RunComparison(_paired(first.last, second.last), kinds, same)
 
 
+# A sample's key, and its place among the samples of a phase with this key: equal samples differ by their
+# order.
 Sample = tuple[str, int]
-"""A sample's key, and its place among the samples of a phase with this key: equal samples differ by their order."""
 
 
 class Scores:

@@ -25,16 +25,16 @@ from afnio.runtime._spending import Caps
 from afnio.tellurio._records import RunRecord, loaded
 from afnio.tellurio._schema import connect
 
+# The kind of the events.
 CONTROL: Final = "Control"
-"""The kind of the events."""
 
 Command = Literal["pause", "resume", "limit", "stop", "stop now"]
 Origin = Literal["page", "command line", "code"]
 
 COMMANDS: Final = ("pause", "resume", "limit", "stop", "stop now")
 WHOLE: Final = ("requests_per_minute", "tokens_per_minute", "max_in_flight", "max_calls", "max_tokens")
+# What can be limited. All but `max_cost`, in dollars, are whole numbers.
 LIMITS: Final = (*WHOLE, "max_cost")
-"""What can be limited. All but `max_cost`, in dollars, are whole numbers."""
 
 
 @final

@@ -20,8 +20,8 @@ from typing import Final
 from afnio.models._masking import mask_arguments
 from afnio.tellurio._redaction import Redaction
 
+# Rounds of PBKDF2, about 50 ms, so that a short password can't be found from its digest by trial.
 ROUNDS: Final = 200_000
-"""Rounds of PBKDF2, about 50 ms, so that a short password can't be found from its digest by trial."""
 
 
 def program_identity(redaction: Redaction) -> str | None:

@@ -68,29 +68,31 @@ from afnio.tellurio._records import (
 from afnio.tellurio._schema import IN_PHASE, of_phase
 from afnio.tellurio._store import live_status, open_to_read, problem_of
 
+# Rows of one page of calls or samples.
 PAGE: Final = 100
-"""Rows of one page of calls or samples."""
 
+# Kind of the event that names the monitored metric: {"metric": name, "mode": "max" or "min", "unit":
+# "epoch"}.
 MONITOR: Final = "monitor"
-"""Kind of the event that names the monitored metric: {"metric": name, "mode": "max" or "min", "unit": "epoch"}."""
 
+# The most values of a metric among which the best one is searched.
 MOST_VALUES: Final = 100_000
-"""The most values of a metric among which the best one is searched."""
 
+# The largest whole number of SQLite.
 LARGEST: Final = 2**63 - 1
-"""The largest whole number of SQLite."""
 
+# The most messages of one call that are read; SQLite allows 32,766 values in one statement.
 MOST_BODIES: Final = 32_000
-"""The most messages of one call that are read; SQLite allows 32,766 values in one statement."""
 
 
 # SQL that several methods share, or that is too long to read inside one.
 
+# The fields of `Spending`, in order. Every total of calls in Afnio is added up by this and by
+# `Spending.__add__`.
 TOTALS: Final = """
     count(*), sum(status = 'failed'), sum(status = 'cancelled'), sum(replayed > 0), sum(attempts),
     sum(max(attempts - 1, 0)), sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(cost),
     sum(cost IS NULL AND status IN ('ok', 'replayed')), sum(seconds), sum(waited)"""
-"""The fields of `Spending`, in order. Every total of calls in Afnio is added up by this and by `Spending.__add__`."""
 
 BY_PURPOSE: Final = f"SELECT purpose, {TOTALS} FROM calls WHERE run_id = ? GROUP BY purpose ORDER BY purpose"
 BY_SECOND: Final = f"""
@@ -103,10 +105,10 @@ SELECT name, step, value, time FROM metrics m WHERE run_id = ?1 AND id = (
     SELECT id FROM metrics WHERE run_id = ?1 AND name = m.name ORDER BY step DESC, id DESC LIMIT 1
 ) ORDER BY name"""
 
+# The column of a sample's inputs, which are kept once for all evaluations of the sample.
 INPUTS: Final = (
     "(SELECT text FROM inputs i WHERE i.run_id = samples.run_id AND i.key = samples.key) AS inputs"
 )
-"""The column of a sample's inputs, which are kept once for all evaluations of the sample."""
 
 # The order and the outcome of an evaluation in one number, which the index on keys has for all evaluations of a sample.
 # A gate scores the start and the result side by side: the result comes last, whichever was written first.
@@ -119,6 +121,7 @@ seen AS (
     SELECT key, min(place) AS first, max(place) AS last, count(*) AS times, sum(success) AS hits
     FROM placed GROUP BY key)"""
 LAST_ID: Final = f"last / 2 % {RESULT_LAST}"
+# How samples did over a run: wrong now, won and lost since the first time, never right, or there and back.
 FATES: Final = {
     "wrong": "last % 2 = 0",
     "gained": "first % 2 = 0 AND last % 2 = 1",
@@ -126,9 +129,8 @@ FATES: Final = {
     "never": "hits = 0",
     "unstable": "first % 2 = last % 2 AND hits > 0 AND hits < times",
 }
-"""How samples did over a run: wrong now, won and lost since the first time, never right, or there and back."""
+# Different targets up to which answers are counted by target.
 LABELS: Final = 8
-"""Different targets up to which answers are counted by target."""
 
 PHASES: Final = """
 SELECT phase, count(*), count(score), coalesce(sum(score = 0 OR score = 1), 0), coalesce(sum(score), 0)
@@ -169,12 +171,12 @@ AND step = (SELECT max(step) FROM parameters WHERE run_id = p.run_id AND number 
 CANDIDATES: Final = """
 SELECT s.number, c.number, c.parents, c.vals, c.scores, c.verdict, c.name, c.samples
 FROM candidates c JOIN steps s ON s.id = c.step_id WHERE c.run_id = ?1"""
+# For each kind of text that can be asked for by address: its table and columns.
 LONG_TEXTS: Final = {
     "change": ("changes", ("before", "after")),
     "sample": ("samples", ("prediction", "target", "explanation")),
     "logged": ("texts", ("text",)),
 }
-"""For each kind of text that can be asked for by address: its table and columns."""
 
 
 class StoreReader:
@@ -830,8 +832,8 @@ class StoreReader:
             raise problem_of(self.path, error) from error
 
 
+# SQL and the values that it takes.
 Condition = tuple[str, list[Any]]
-"""SQL and the values that it takes."""
 
 
 def _is(column: str, value: Any, sign: str = "=") -> Condition | None:

@@ -67,15 +67,15 @@ INSERT INTO blocks (
 INSERT_CANDIDATE: Final = """
 INSERT INTO candidates (run_id, step_id, number, parents, vals, scores, verdict, name, samples)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+# The candidate with these values, preferably one that parameters held.
 NUMBER_OF: Final = """
 SELECT number, parents FROM candidates WHERE run_id = ? AND vals = ?
 ORDER BY verdict LIKE 'accepted%' DESC, name = 'incumbent' DESC, id DESC LIMIT 1"""
-"""The candidate with these values, preferably one that parameters held."""
 NEXT_NUMBER: Final = "SELECT coalesce(max(number) + 1, 0) FROM candidates WHERE run_id = ?"
 INSERT_EVENT: Final = "INSERT INTO events (run_id, kind, payload, time) VALUES (?, ?, ?, ?)"
 
+# Errors of the file. All others concern one event only.
 LOST: Final = (sqlite3.OperationalError, sqlite3.InternalError)
-"""Errors of the file. All others concern one event only."""
 
 
 class Recording:
@@ -247,11 +247,11 @@ WHERE run_id = ? AND address = ? AND status NOT IN ('failed', 'cancelled')"""
 INSERT_RETRY: Final = """
 INSERT INTO retries (run_id, address, attempt, error, wait, time) VALUES (?, ?, ?, ?, ?, ?)"""
 
+# Exceptions of asyncio and trio in a cancelled task.
 CANCELLED: Final = ("CancelledError", "Cancelled")
-"""Exceptions of asyncio and trio in a cancelled task."""
 
+# Messages and replies that are remembered by their texts.
 RECENT: Final = 1_000
-"""Messages and replies that are remembered by their texts."""
 
 
 class CallRows:
@@ -337,8 +337,8 @@ class CallRows:
         return number
 
 
+# In the ids of the replies of `afnio provider`, which no model wrote.
 SIMULATED: Final = "-simulated-"
-"""In the ids of the replies of `afnio provider`, which no model wrote."""
 
 
 def outcome(error: str | None) -> tuple[str, str | None]:
@@ -384,10 +384,10 @@ def _price(model: str, account: str) -> Price | None:
 
 # --- Messages and replies ---
 
+# Bytes from which a body is compressed.
 PACKED_FROM: Final = 256
-"""Bytes from which a body is compressed."""
+# Bodies whose row numbers are remembered. Others are looked up in the file.
 KEPT_BODIES: Final = 20_000
-"""Bodies whose row numbers are remembered. Others are looked up in the file."""
 
 FIND: Final = "SELECT id FROM bodies WHERE run_id = ? AND digest = ?"
 INSERT_BODY: Final = "INSERT OR IGNORE INTO bodies (run_id, digest, packed, body) VALUES (?, ?, ?, ?)"
@@ -492,13 +492,13 @@ class ParameterHistory:
 
 # --- Samples ---
 
+# Lanes that are remembered. No launch needs older ones.
 KEPT_KEYS: Final = 200_000
-"""Lanes that are remembered. No launch needs older ones."""
+# Characters of a sample's inputs that are recorded.
 LONGEST: Final = 20_000
-"""Characters of a sample's inputs that are recorded."""
 
+# The inputs of a lane: texts by their digests. The text of a target is empty, as it is no input.
 Leaves = dict[bytes, str]
-"""The inputs of a lane: texts by their digests. The text of a target is empty, as it is no input."""
 
 
 class SampleKeys:

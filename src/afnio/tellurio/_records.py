@@ -533,8 +533,8 @@ def loaded_list(text: str | None) -> list[Any]:
 
 # Which metrics to show, and in which order.
 
+# Parts of metric names, most telling first.
 FAVOURITES: Final = ("validation", "val_", "test", "score", "accuracy", "final", "reward", "loss")
-"""Parts of metric names, most telling first."""
 
 _COMPANION: Final = re.compile(r"(?:^|_)(?:failed|sum|low|high)(?:_step)?$")
 

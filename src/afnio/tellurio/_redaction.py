@@ -16,8 +16,8 @@ from typing import Any, Final, TypeAlias
 
 from afnio.models._messages import is_pydantic_model
 
+# A function that returns the text that may be written, or patterns whose matches become `[redacted]`.
 Redact: TypeAlias = Callable[[str], str] | Iterable[str | re.Pattern[str]]
-"""A function that returns the text that may be written, or patterns whose matches become `[redacted]`."""
 
 MASK: Final = "[redacted]"
 
@@ -94,8 +94,8 @@ class Redaction:
         return value
 
 
+# Fields of events by which rows are found. They aren't texts of the user.
 PLAIN: Final = frozenset({"address", "node", "account", "model", "purpose", "kind", "line", "run_id"})
-"""Fields of events by which rows are found. They aren't texts of the user."""
 
 
 def _function(redact: Redact | None) -> Callable[[str], str] | None:

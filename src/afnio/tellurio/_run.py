@@ -65,11 +65,11 @@ from afnio.tellurio.sinks._sink import RunSinks, SinkFunction
 
 _MISSING: Final[Any] = object()
 
+# Seconds that the interpreter waits for the disk at its exit.
 _EXIT_TIMEOUT: Final = 10.0
-"""Seconds that the interpreter waits for the disk at its exit."""
 
+# Seconds that a run waits for its sinks at its end.
 _SINK_TIMEOUT: Final = 30.0
-"""Seconds that a run waits for its sinks at its end."""
 
 
 class RunStatus(StrEnum):

@@ -118,8 +118,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# Seconds to wait for the transaction of another process.
 BUSY_TIMEOUT: Final = 30.0
-"""Seconds to wait for the transaction of another process."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -336,19 +336,19 @@ TABLES: Final = (
     "CREATE INDEX blocks_by_change ON blocks (run_id, change_id)",
 )
 
+# Tables with a `run_id`. A table comes before those that it refers to, so rows can be deleted in this order.
 OF_A_RUN: Final = (
     "blocks", "evidence", "changes", "candidates", "parameters", "steps", "samples", "inputs", "nodes", "metrics",
     "texts", "tables", "events", "retries", "calls", "bodies",
 )  # fmt: skip
-"""Tables with a `run_id`. A table comes before those that it refers to, so rows can be deleted in this order."""
 
 
 # --- Phases ---
 
 _BATCH: Final = re.compile(r"/batch \d+$")
 
+# SQL for the rows of a phase and its batches; its parameters come from `of_phase`.
 IN_PHASE: Final = "(phase = ? OR phase > ? AND phase < ?)"
-"""SQL for the rows of a phase and its batches; its parameters come from `of_phase`."""
 
 
 @lru_cache(maxsize=1024)

@@ -46,17 +46,17 @@ from afnio.tellurio._records import RunRecord
 from afnio.tellurio._redaction import Redaction, encode
 from afnio.tellurio._schema import OF_A_RUN, connect, version_of
 
+# Bytes of events, roughly, that may wait for the disk.
 ROOM: Final = 64 * 2**20
-"""Bytes of events, roughly, that may wait for the disk."""
 
+# Writes per transaction, so that other processes get their turn.
 _GROUP: Final = 5_000
-"""Writes per transaction, so that other processes get their turn."""
 
+# Seconds that the writer lets writes gather. Each time it wakes, it takes a turn from the program.
 _LINGER: Final = 0.1
-"""Seconds that the writer lets writes gather. Each time it wakes, it takes a turn from the program."""
 
+# Seconds after which the writer updates the counts of calls if nothing else is written.
 _BEAT: Final = 2.0
-"""Seconds after which the writer updates the counts of calls if nothing else is written."""
 
 Write: TypeAlias = Callable[[sqlite3.Connection], object]
 
@@ -412,16 +412,16 @@ SELECT coalesce(sum(attempts), 0), coalesce(sum(prompt_tokens), 0), coalesce(sum
 FROM calls WHERE run_id = ?"""
 _INSERT_EVENT: Final = "INSERT INTO events (run_id, kind, payload, time) VALUES (?, ?, ?, ?)"
 
+# Tables about money that was spent. The program runs from its start and records the rest again.
 _KEPT_WHEN_CONTINUED: Final = ("calls", "bodies", "retries")
-"""Tables about money that was spent. The program runs from its start and records the rest again."""
 
 
 # --- The folder of stores ---
 
+# The most runs that an error lists.
 NAMED: Final = 10
-"""The most runs that an error lists."""
+# The fewest characters of an id that may stand for the whole id.
 PREFIX: Final = 4
-"""The fewest characters of an id that may stand for the whole id."""
 
 MISSING: Final = "the folder doesn't exist; run this where your program runs, pass --dir, or set AFNIO_HOME"
 
@@ -564,8 +564,8 @@ def live_status(store: Path, run_id: str, status: str, host: str, pid: int) -> s
 
 # --- Opening a file to read it ---
 
+# Seconds that a reader waits for a file that another program has locked. A run's writer locks no reader out.
 PATIENCE: Final = 2.0
-"""Seconds that a reader waits for a file that another program has locked. A run's writer locks no reader out."""
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:

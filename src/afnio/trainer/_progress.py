@@ -337,8 +337,8 @@ def _shown_budget(budgets: tuple[Budget, ...], *, given: bool) -> Budget | None:
 
 _GAP: Final = "  "
 _INDENT: Final = 7
+# Columns of a bar, at least and at most.
 _BAR: Final = (10, 40)
-"""Columns of a bar, at least and at most."""
 
 
 @final
@@ -425,8 +425,8 @@ def _wrapped(facts: Sequence[str], width: int, indent: int, first: int = 0) -> I
 # Counts
 
 
+# Seconds for which a failed attempt is shown.
 _TROUBLE_LASTS: Final = 15.0
-"""Seconds for which a failed attempt is shown."""
 _READINGS: Final = 20
 
 
@@ -510,8 +510,8 @@ class _Rate:
 # Numbers as people read them
 
 
+# Characters of a metric that is a text.
 _LONGEST_TEXT: Final = 24
-"""Characters of a metric that is a text."""
 
 
 def _metrics(values: Mapping[str, Any]) -> list[str]:
@@ -696,10 +696,10 @@ def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
     return (handler for handler in handlers.values() if isinstance(handler, logging.StreamHandler))
 
 
+# Seconds between two lines on how far a run is, at least and at most.
 _SILENCE: Final = (10.0, 300.0)
-"""Seconds between two lines on how far a run is, at least and at most."""
+# Share of a run's time between two such lines: a night makes some hundred.
 _SILENT_SHARE: Final = 0.02
-"""Share of a run's time between two such lines: a night makes some hundred."""
 
 
 @final
@@ -730,10 +730,10 @@ class _Log:
             self.line([str(snapshot)])
 
 
+# Columns of a notebook's output.
 _WIDTH: Final = 110
-"""Columns of a notebook's output."""
+# The newest lines that a notebook's output keeps.
 _KEPT: Final = 50
-"""The newest lines that a notebook's output keeps."""
 
 
 @final

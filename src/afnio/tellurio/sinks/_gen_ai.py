@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from afnio.runtime.events import CallEnded, CallReplayed, SampleScored
 
+# The last release in the old repository, and the commit in the new one. Sent with the instrumentation scope.
 CONVENTIONS: Final = "1.41.0+32c328e"
-"""The last release in the old repository, and the commit in the new one. Sent with the instrumentation scope."""
 
 OPERATION: Final = "gen_ai.operation.name"
 PROVIDER: Final = "gen_ai.provider.name"
@@ -56,8 +56,9 @@ EXPLANATION: Final = "gen_ai.evaluation.explanation"
 
 DURATION: Final = "gen_ai.client.inference.duration"
 EMBEDDING_DURATION: Final = "gen_ai.client.operation.duration"
+# The bounds of the buckets of durations.
 SECONDS: Final = tuple(0.01 * 2**power for power in range(14))
-"""The bounds of the buckets of durations."""
+# The counters of tokens, by the attribute with the number.
 SPENT: Final = {
     INPUT_TOKENS: "gen_ai.client.inference.usage.input_tokens",
     OUTPUT_TOKENS: "gen_ai.client.inference.usage.output_tokens",
@@ -65,18 +66,17 @@ SPENT: Final = {
     CACHE_WRITE: "gen_ai.client.inference.usage.cache_write.input_tokens",
     REASONING: "gen_ai.client.inference.usage.reasoning.output_tokens",
 }
-"""The counters of tokens, by the attribute with the number."""
+# The histograms of tokens, by the attribute with the number.
 SIZES: Final = {
     INPUT_TOKENS: "gen_ai.client.inference.operation.input_tokens",
     OUTPUT_TOKENS: "gen_ai.client.inference.operation.output_tokens",
 }
-"""The histograms of tokens, by the attribute with the number."""
+# The bounds of the buckets of tokens.
 TOKENS: Final = tuple(4**power for power in range(14))
-"""The bounds of the buckets of tokens."""
+# The attributes of a call that its metrics have too.
 DIMENSIONS: Final = (
     OPERATION, PROVIDER, REQUEST_MODEL, RESPONSE_MODEL, SERVER_ADDRESS, SERVER_PORT, ERROR_TYPE,
 )  # fmt: skip
-"""The attributes of a call that its metrics have too."""
 
 # Afnio's own attributes
 RUN: Final = "afnio.run"
@@ -97,8 +97,8 @@ UPDATES: Final = "afnio.updates"
 Attributes = dict[str, Any]
 
 EMBEDDINGS: Final = "embeddings"
+# The operation of a replayed call: a reply is read again, nothing is inferred, and no tokens are used.
 FETCH: Final = "fetch_response"
-"""The operation of a replayed call: a reply is read again, nothing is inferred, and no tokens are used."""
 _OPERATIONS: Final = {"embeddings": EMBEDDINGS, "generateContent": "generate_content"}
 _PORTS: Final = {"http": 80, "https": 443}
 

@@ -31,10 +31,11 @@ from afnio.runtime._files import make_private_folder
 from afnio.runtime.events import RunEnded, subscribe, subscribed
 from afnio.tellurio._redaction import Redaction
 
+# The most events in one batch.
 BATCH: Final = 1_000
-"""The most events in one batch."""
+# The most events in the queue. Beyond that they are dropped, except the end of the run, to bound the memory
+# used.
 BACKLOG: Final = 100_000
-"""The most events in the queue. Beyond that they are dropped, except the end of the run, to bound the memory used."""
 
 
 class Moment(NamedTuple):
@@ -165,9 +166,9 @@ class Sink(ABC):
             )
 
 
+# A function that gets every event of a run. If it has an `at(time, event)`, that is called in its place, with
+# nanoseconds since 1970 UTC. If it has a `close()`, that is called after the last event.
 SinkFunction: TypeAlias = Callable[[Any], object]
-"""A function that gets every event of a run. If it has an `at(time, event)`, that is called in its place, with
-nanoseconds since 1970 UTC. If it has a `close()`, that is called after the last event."""
 
 
 @final
@@ -218,10 +219,10 @@ class RunSinks(Sink):
                 )
 
 
+# Fields that hold prompts, replies or samples.
 TEXTS: Final = frozenset(
     {"request", "reply", "inputs", "prediction", "target", "explanation", "changes", "candidates", "values"}
 )
-"""Fields that hold prompts, replies or samples."""
 
 
 @final

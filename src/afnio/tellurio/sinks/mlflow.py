@@ -32,8 +32,8 @@ TYPES: Final[Mapping[Kind, str]] = {
     "replay": "TASK",
     "attempt": "TASK",
 }
+# The most metrics that MLflow accepts in one request.
 METRICS: Final = 1_000
-"""The most metrics that MLflow accepts in one request."""
 
 
 @final

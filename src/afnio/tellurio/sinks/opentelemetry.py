@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
 
+# The name of the instrumentation scope.
 SCOPE: Final = "afnio"
-"""The name of the instrumentation scope."""
+# Its attributes.
 ABOUT: Final = {"afnio.gen_ai.conventions": _gen_ai.CONVENTIONS}
-"""Its attributes."""
 
 
 @final
@@ -187,10 +187,11 @@ class _Metrics:
 
 # The tree of spans.
 
+# How many sample and node spans may be open. Beyond that, the oldest are closed at the time of their last
+# event.
 KEPT_OPEN: Final = 10_000
-"""How many sample and node spans may be open. Beyond that, the oldest are closed at the time of their last event."""
+# How many launches are remembered. Calls of older ones have ended long ago.
 KEPT_LAUNCHES: Final = 50_000
-"""How many launches are remembered. Calls of older ones have ended long ago."""
 
 Kind = Literal["run", "scope", "sample", "node", "call", "replay", "attempt"]
 S = TypeVar("S")

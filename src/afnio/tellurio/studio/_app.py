@@ -81,8 +81,8 @@ class RowConvertor(IntegerConvertor):
 
 register_url_convertor("row", RowConvertor())
 
+# Makes a page of a run; None if the run doesn't have what was asked for.
 Page = Callable[[StoreReader, RunRecord], dict[str, Any] | None]
-"""Makes a page of a run; None if the run doesn't have what was asked for."""
 
 
 def build(home: Path, token: str, cookie: str) -> ASGIApp:
@@ -298,8 +298,8 @@ def _html(template: str, status: int = 200, **context: Any) -> Response:
 
 # The gate. Any program and any website on this machine can send requests to 127.0.0.1, so being there proves nothing.
 
+# Hosts that a browser on this machine uses. With DNS rebinding, a website's own name would be here instead.
 HOSTS: Final = ("127.0.0.1", "localhost")
-"""Hosts that a browser on this machine uses. With DNS rebinding, a website's own name would be here instead."""
 
 # Templates escape prompts and replies. If one ever forgets to, this policy keeps their scripts from running.
 POLICY: Final = (
@@ -427,10 +427,10 @@ def _cookie(headers: Headers, name: str) -> str:
 
 # Live updates.
 
+# Seconds between two looks at the store.
 PERIOD: Final = 0.5
-"""Seconds between two looks at the store."""
+# Seconds without news after which a comment is sent, so that the connection isn't taken for dead.
 BEAT: Final = 15.0
-"""Seconds without news after which a comment is sent, so that the connection isn't taken for dead."""
 
 
 async def live_events(store: Path, run: str, tallies: Tallies) -> AsyncIterator[str]:
@@ -494,8 +494,8 @@ def shown(numbers: dict[str, Any]) -> dict[str, str]:
 
 ADDRESS: Final = "127.0.0.1"
 NEEDED: Final = ("starlette", "uvicorn", "jinja2")
+# Seconds that open connections get at the end. A live run's stream would never close by itself.
 GRACE: Final = 1
-"""Seconds that open connections get at the end. A live run's stream would never close by itself."""
 
 
 def serve(home: Path, port: int = 0) -> None:

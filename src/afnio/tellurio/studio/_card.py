@@ -21,8 +21,8 @@ from afnio.tellurio._records import BlockRecord, RunRecord, Spending
 from afnio.tellurio.studio._step import Shown, shown_diff
 from afnio.tellurio.studio._text import Piece, seconds, word_diff
 
+# Rows of each kind (wrong now, worse, better) that a card shows.
 SHOWN_ROWS: Final = 30
-"""Rows of each kind (wrong now, worse, better) that a card shows."""
 
 
 class PromptLine(NamedTuple):

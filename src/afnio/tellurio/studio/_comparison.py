@@ -20,13 +20,13 @@ from afnio.tellurio.studio._runs import Tallies, best_text, flattened, mapping
 from afnio.tellurio.studio._step import Shown, shown_diff
 from afnio.tellurio.studio._text import plain
 
+# Runs in one comparison.
 MOST_RUNS: Final = 6
-"""Runs in one comparison."""
+# Metrics of a run that are compared, the most telling ones.
 COMPARED_METRICS: Final = 12
-"""Metrics of a run that are compared, the most telling ones."""
 CHARTS: Final = 4
+# Samples that are shown of those that one run did better, and of those that the other did.
 DIFFERENT: Final = 20
-"""Samples that are shown of those that one run did better, and of those that the other did."""
 COMPARED_PARAMETERS: Final = 20
 
 

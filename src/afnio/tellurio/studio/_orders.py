@@ -9,8 +9,8 @@ from afnio.tellurio._control import COMMANDS, LIMITS, InForce, Order, number_of
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import RunRecord
 
+# The most of a form.
 MOST_BYTES: Final = 4_096
-"""The most of a form."""
 
 
 class LimitField(NamedTuple):

@@ -27,10 +27,10 @@ from afnio.tellurio.studio._sample import call_page
 from afnio.tellurio.studio._step import lineage_page, step_page
 from afnio.tellurio.studio._text import FOLDER, render
 
+# Samples that went wrong, the newest ones.
 SAMPLES: Final = 100
-"""Samples that went wrong, the newest ones."""
+# Calls that failed, the newest ones.
 FAILURES: Final = 20
-"""Calls that failed, the newest ones."""
 
 STYLES: Final = ("vendor/uplot.min.css", "studio.css")
 SCRIPTS: Final = ("theme.js", "vendor/uplot.min.js", "charts.js", "studio.js")

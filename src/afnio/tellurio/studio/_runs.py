@@ -32,10 +32,10 @@ from afnio.tellurio.studio._orders import control_view
 from afnio.tellurio.studio._text import plain, query_number, score, thinned, word_diff
 from afnio.tellurio.studio._times import time_shares
 
+# Runs of one page.
 PAGE: Final = 100
-"""Runs of one page."""
+# Values of a metric that a sparkline is drawn from.
 SPARK: Final = 200
-"""Values of a metric that a sparkline is drawn from."""
 
 
 class Listed(NamedTuple):
@@ -169,12 +169,12 @@ def flattened(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 # Tallies: the totals of runs' calls, kept between requests.
 
+# Points of a curve, one for about two pixels.
 POINTS: Final = 240
-"""Points of a curve, one for about two pixels."""
 
 KEPT_CARDS: Final = 1_000
+# Runs whose totals are kept, those looked at last.
 KEPT_TALLIES: Final = 64
-"""Runs whose totals are kept, those looked at last."""
 
 
 class RunReading(NamedTuple):
@@ -297,18 +297,18 @@ class Tally:
 # The page of one run.
 
 
+# Metrics in one chart.
 CURVES: Final = 6
-"""Metrics in one chart."""
+# Points of a parameter's curve.
 CURVE_POINTS: Final = 500
-"""Points of a parameter's curve."""
+# Metrics in the table.
 METRICS: Final = 40
-"""Metrics in the table."""
+# Evaluations in the table, the last ones.
 PHASES: Final = 200
-"""Evaluations in the table, the last ones."""
+# Steps of one page.
 STEPS: Final = 50
-"""Steps of one page."""
+# Rows of a logged table.
 TABLE_ROWS: Final = 100
-"""Rows of a logged table."""
 
 
 def run_page(reader: StoreReader, run: RunRecord, tallies: Tallies, *, after: int = 0) -> dict[str, Any]:

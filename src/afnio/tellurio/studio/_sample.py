@@ -22,14 +22,14 @@ from afnio.tellurio._queries import FATES, StoreReader
 from afnio.tellurio._records import NodeRecord, RunRecord, SampleHistory, SampleRecord
 from afnio.tellurio.studio._text import query_number
 
+# Samples or calls of one page.
 PER_PAGE: Final = 50
-"""Samples or calls of one page."""
+# Words of a search that are used.
 MOST_WORDS: Final = 5
-"""Words of a search that are used."""
+# The most launches of a sample's way that are shown.
 NODES: Final = 200
-"""The most launches of a sample's way that are shown."""
+# The most evaluations of one sample that are shown.
 OTHERS: Final = 50
-"""The most evaluations of one sample that are shown."""
 OUTCOMES: Final = ("ok", "failed", "cancelled", "retried", "replayed")
 
 _PART: Final = re.compile(r"node (\d+)")
@@ -55,6 +55,7 @@ def samples_page(reader: StoreReader, run: RunRecord, asked: dict[str, str]) -> 
     }
 
 
+# The subjects of a list of samples, and their names on the page.
 SHOWN: Final = {
     "": "each sample",
     "wrong": "wrong now",
@@ -65,12 +66,11 @@ SHOWN: Final = {
     "every": "every evaluation",
     "failed": "every wrong evaluation",
 }
-"""The subjects of a list of samples, and their names on the page."""
 EVERY: Final = ("every", "failed")
+# Samples up to which answers are counted by target: more would slow the page down.
 CONFUSED: Final = 20_000
-"""Samples up to which answers are counted by target: more would slow the page down."""
+# Outcomes of a sample that a list shows.
 PAST: Final = 24
-"""Outcomes of a sample that a list shows."""
 
 
 def histories(

@@ -32,30 +32,30 @@ from afnio.tellurio._records import CandidateRecord, ChangeRecord, Choice, RunRe
 from afnio.tellurio.studio._text import Piece, word_diff
 from afnio.tellurio.studio._times import waterfall
 
+# The most pieces of feedback on one change that are shown and matched.
 EVIDENCE: Final = 200
-"""The most pieces of feedback on one change that are shown and matched."""
+# The most samples behind one piece of feedback.
 BEHIND: Final = 20
-"""The most samples behind one piece of feedback."""
+# The most characters of one piece of a diff; the whole text has its own page.
 SHOWN: Final = 20_000
-"""The most characters of one piece of a diff; the whole text has its own page."""
+# An unchanged piece with more characters than this is folded in the middle.
 FOLDED: Final = 700
-"""An unchanged piece with more characters than this is folded in the middle."""
+# Characters that stay visible at each end of a folded piece.
 EDGE: Final = 200
-"""Characters that stay visible at each end of a folded piece."""
+# The most changed sentences of one text that are shown with their feedback.
 SENTENCES: Final = 60
-"""The most changed sentences of one text that are shown with their feedback."""
+# The most blocks of one text that are shown.
 BLOCKS: Final = 100
-"""The most blocks of one text that are shown."""
+# The most edits that were left out whose reasons are shown.
 DROPPED: Final = 20
-"""The most edits that were left out whose reasons are shown."""
+# The most candidates of a race that are shown.
 RACERS: Final = 60
-"""The most candidates of a race that are shown."""
+# The most samples of a race that are shown.
 LAPS: Final = 64
-"""The most samples of a race that are shown."""
+# The most samples that are listed as won, and as lost.
 OUTCOMES: Final = 100
-"""The most samples that are listed as won, and as lost."""
+# Characters of a text that are searched for changed sentences.
 MOST_CHARACTERS: Final = 200_000
-"""Characters of a text that are searched for changed sentences."""
 
 
 def step_page(reader: StoreReader, run: RunRecord, number: int) -> dict[str, Any] | None:
@@ -156,8 +156,8 @@ def _shown(piece: Piece, place: int, count: int) -> Shown:
 
 # Won and lost.
 
+# How many other steps ended between two evaluations of a sample, and the evaluations.
 Pair = tuple[int, ScoredSample, ScoredSample]
-"""How many other steps ended between two evaluations of a sample, and the evaluations."""
 
 
 def outcomes(reader: StoreReader, run: str, at: float) -> dict[str, Any]:
@@ -282,16 +282,16 @@ def race_table(candidates: Sequence[CandidateRecord]) -> RaceTable | None:
 
 # Which feedback a changed sentence may have come from.
 
+# Words that a sentence and its feedback must share. One is chance.
 FEWEST: Final = 2
-"""Words that a sentence and its feedback must share. One is chance."""
+# Share of the sentence's weight that the shared words must have.
 LEAST: Final = 0.2
-"""Share of the sentence's weight that the shared words must have."""
+# Similarity (0 to 1) from which a new sentence counts as an old one in other words.
 ALIKE: Final = 0.5
-"""Similarity (0 to 1) from which a new sentence counts as an old one in other words."""
+# Old sentences that a new one is compared with.
 MOST_SENTENCES: Final = 400
-"""Old sentences that a new one is compared with."""
+# Characters of a sentence that are compared.
 LONGEST: Final = 1_000
-"""Characters of a sentence that are compared."""
 
 _END: Final = re.compile(r"(?<=[.!?])\s+|\n+")
 _WORD: Final = re.compile(r"[^\W\d_]{2,}(?:['\u2019-][^\W\d_]+)*")
@@ -390,8 +390,8 @@ def _normal(sentence: str) -> str:
 
 # Lineage: which candidate was made from which, as a tree drawn on the server.
 
+# The most candidates that are drawn, the newest ones.
 MOST_CANDIDATES: Final = 500
-"""The most candidates that are drawn, the newest ones."""
 ACROSS: Final = 46
 DOWN: Final = 62
 MARGIN: Final = 28

@@ -185,8 +185,8 @@ INVISIBLE: Final = re.compile(
     "\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e007f]"  # half pairs, annotations, tags
 )
 
+# Characters of a text that a page shows at first, and that each "Show more" adds.
 EXCERPT: Final = 20_000
-"""Characters of a text that a page shows at first, and that each "Show more" adds."""
 
 
 class Excerpt(NamedTuple):
@@ -269,8 +269,8 @@ def _mark(character: str) -> Markup:
 
 Kind = Literal["same", "gone", "new"]
 
+# The most words on each side that are compared one by one. The time grows with the product of both numbers.
 MOST_WORDS: Final = 3_000
-"""The most words on each side that are compared one by one. The time grows with the product of both numbers."""
 
 _WORDS: Final = re.compile(r"\w+|[^\S\n]+|\n|[^\w\s]")
 
@@ -385,8 +385,8 @@ def query_number(asked: Mapping[str, str], name: str) -> int:
 WIDTH: Final = 96
 HEIGHT: Final = 22
 MARGIN: Final = 2
+# Points of a line. More would be less than two pixels apart.
 MOST_POINTS: Final = 48
-"""Points of a line. More would be less than two pixels apart."""
 
 
 def sparkline(values: Sequence[float]) -> str:

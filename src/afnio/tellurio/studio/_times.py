@@ -15,14 +15,14 @@ from typing import Any, Final, NamedTuple
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import CallRecord, Spending
 
+# The most rows of a waterfall.
 ROWS: Final = 30
-"""The most rows of a waterfall."""
+# The most bars of a waterfall; of more calls, evenly chosen ones have a bar.
 BARS: Final = 600
-"""The most bars of a waterfall; of more calls, evenly chosen ones have a bar."""
+# The most bars below one another in a row.
 LANES: Final = 24
-"""The most bars below one another in a row."""
+# Units of its time axis.
 WIDTH: Final = 1000.0
-"""Units of its time axis."""
 
 
 class TimeShare(NamedTuple):
