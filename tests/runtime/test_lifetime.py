@@ -75,7 +75,12 @@ def test_exit_with_nothing_pending() -> None:
         """
         from afnio.runtime._kernel import Job
         from afnio.runtime._loop import LoopThread
-        fill, post, closing = Job.fill, LoopThread.post, threading.Event()
+        fill, post, closing, reading = Job.fill, LoopThread.post, threading.Event(), threading.Event()
+        async def late(request):
+            while not reading.is_set():
+                await anyio.sleep(0)
+            await anyio.sleep(0)  # by now the loop has taken the reader in
+            return "hi"
         def filled(job, outcomes):
             fill(job, outcomes)  # which wakes the reader, who ends the program
             assert closing.wait(60)
@@ -83,8 +88,11 @@ def test_exit_with_nothing_pending() -> None:
             post(loop, function, *args)
             if function.__name__ == "_begin_close":
                 closing.set()
+            elif function.__name__ == "start" and threading.current_thread() is threading.main_thread():
+                reading.set()
+        value = ask(ScriptedClient(late))
         Job.fill, LoopThread.post = filled, posted
-        print(ask(ScriptedClient("hi")).data)
+        print(value.data)
         """
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "hi\n", "")
