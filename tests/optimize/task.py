@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import threading
+from collections.abc import Callable
 from typing import Any
+
+import anyio
+import anyio.to_thread
 
 import afnio
 from afnio.models import ChatRequest
@@ -68,3 +74,36 @@ def optimized(model: ScriptedClient | None = None, count: int = 100, **changes: 
         "budget": afnio.budget(max_calls=400),
     }
     return afnio.optimize(**given | changes)
+
+
+async def check_killed(cut: int, optimize: Callable[..., afnio.Result]) -> tuple[afnio.Result, afnio.Result]:
+    """Optimize once undisturbed, and once cut off after `cut` replies and started again; return both results.
+
+    Both get as many replies.
+    """
+    answered, begun = 0, threading.Event()
+
+    def mortal(most: float) -> ScriptedClient:
+        async def reply(request: ChatRequest) -> Any:
+            nonlocal answered
+            if answered >= most:
+                begun.set()
+                await anyio.sleep_forever()
+            answered += 1
+            return answer(request)
+
+        return ScriptedClient(reply)
+
+    async def awaited(most: float, **changes: Any) -> afnio.Result:
+        return await optimize(mortal(most), **changes)
+
+    expected = await awaited(math.inf, name="whole")
+    whole, answered = answered, 0
+    assert cut < whole
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(awaited, cut)
+        await anyio.to_thread.run_sync(begun.wait)
+        tasks.cancel_scope.cancel()
+    result = await awaited(math.inf)
+    assert answered == whole == result.calls
+    return expected, result

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import pytest
-from optimize.task import agent_of, answer, client, equal, level, optimized, rows
+from optimize.task import agent_of, check_killed, client, equal, level, optimized, rows
 
 import afnio
 from afnio.testing import ScriptedClient
@@ -144,31 +140,7 @@ def test_it_is_another_call_than_the_one_without_it() -> None:
     ],
 )
 async def test_killed_anywhere_it_goes_on_with_the_same_calls(cut: int) -> None:
-    answered, begun = 0, threading.Event()
-
-    def mortal(most: float) -> ScriptedClient:
-        async def reply(request: Any) -> Any:
-            nonlocal answered
-            if answered >= most:
-                begun.set()
-                await anyio.sleep_forever()
-            answered += 1
-            return answer(request)
-
-        return ScriptedClient(reply)
-
-    async def awaited(model: ScriptedClient, **changes: Any) -> afnio.Result:
-        return await crossed(model, **changes)
-
-    expected = await awaited(mortal(math.inf), name="whole")
-    whole, answered = answered, 0
-    assert cut < whole
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(awaited, mortal(cut))
-        await anyio.to_thread.run_sync(begun.wait)
-        tasks.cancel_scope.cancel()
-    result = await awaited(mortal(math.inf))
-    assert answered == whole == result.calls
+    expected, result = await check_killed(cut, crossed)
     assert (result.prompts, result.verdict, result.steps) == (
         expected.prompts,
         expected.verdict,

@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 import openai
 import pytest
-from optimize.task import agent_of, answer, client, equal, is_right, optimized, rows
+from optimize.task import agent_of, answer, check_killed, client, equal, is_right, optimized, rows
 
 import afnio
 import afnio.cognitive as cog
@@ -943,28 +943,7 @@ def test_an_interrupted_call_continues_and_pays_nothing_twice() -> None:
 )
 async def test_killed_anywhere_it_goes_on_with_the_same_calls(cut: int) -> None:
     """In a chain, in a race, on held-out rows: all runs together get as many replies as one that nothing stops."""
-    answered, begun = 0, threading.Event()
-
-    def mortal(most: float) -> ScriptedClient:
-        async def reply(request: Any) -> Any:
-            nonlocal answered
-            if answered >= most:
-                begun.set()
-                await anyio.sleep_forever()
-            answered += 1
-            return answer(request)
-
-        return ScriptedClient(reply)
-
-    expected = await optimized(mortal(math.inf), name="whole")
-    whole, answered = answered, 0
-    assert cut < whole
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_awaited, mortal(cut))
-        await anyio.to_thread.run_sync(begun.wait)
-        tasks.cancel_scope.cancel()
-    result = await _awaited(mortal(math.inf))
-    assert answered == whole == result.calls
+    expected, result = await check_killed(cut, optimized)
     assert (result.prompts, result.verdict, result.gate) == (
         expected.prompts,
         expected.verdict,
