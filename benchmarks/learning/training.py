@@ -12,7 +12,7 @@ from typing import Any
 import afnio
 from afnio import cognitive as cog
 from afnio.errors import BatchError, ReplyError
-from afnio.optim import Demos, EditTGD, Gate, Optimizer
+from afnio.optim import Demos, Gate, Optimizer
 from afnio.optim._gate import rows_for
 from afnio.runtime.events import CallEnded, StepEnded, Usage, subscribed
 from afnio.utils.data import DataLoader, Dataset
@@ -157,7 +157,7 @@ class Trial:
             return
         for batch in batches(self.task.train, self.batch, self.seed):
             try:
-                if not isinstance(optimizer, EditTGD):  # which draws its own batches
+                if optimizer.needs_feedback:  # the others draw their own batches
                     self.judged(batch).explanation.backward()
                 optimizer.step()
             except (BatchError, ReplyError) as error:
@@ -216,9 +216,13 @@ class CallTotals:
             self.calls += 1
             self.usage += event.usage
             self.cost = None if None in (self.cost, event.cost) else self.cost + event.cost
-            now = time.monotonic()
-            if now - event.seconds >= self._round_ended:  # it had to wait for another call
-                self.rounds, self._round_ended = self.rounds + 1, now
+            self.ended(event.seconds)
+
+    def ended(self, seconds: float) -> None:
+        """Note that a call ends now that took so long."""
+        now = time.monotonic()
+        if now - seconds >= self._round_ended:  # it had to wait for another call
+            self.rounds, self._round_ended = self.rounds + 1, now
 
 
 class _Watch:

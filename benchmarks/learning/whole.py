@@ -21,6 +21,7 @@ from typing import Any
 import afnio
 from afnio.utils.datasets import FacilitySupport
 from benchmarks.learning.endpoints import Endpoint, simulated
+from benchmarks.learning.tasks import load
 
 START = "Say the sentiment: positive, neutral or negative."
 
@@ -35,37 +36,62 @@ class Whole:
     result: afnio.Result
 
 
-def emails() -> list[tuple[str, str]]:
+def emails(task: str) -> list[tuple[str, str]]:
     return [
-        (message.data, sentiment.data)
+        (message.data, {"urgency": urgency, "sentiment": sentiment}[task].data)
         for split in ("train", "val", "test")
-        for message, (_, sentiment, _) in FacilitySupport(split)
+        for message, (urgency, sentiment, _) in FacilitySupport(split)
     ]
 
 
-def run(count: int, calls: int, seed: int, endpoint: Endpoint, options: Mapping[str, Any]) -> Whole:
-    """Optimize on `count` drawn rows, and score the first, the found and the kept prompts on the others."""
-    rows = random.Random(seed).sample(emails(), 200)
+async def before_call() -> None:
+    """Do nothing. `sizes` waits here to count rounds."""
+
+
+def run(
+    count: int,
+    calls: int,
+    seed: int,
+    endpoint: Endpoint,
+    options: Mapping[str, Any],
+    *,
+    task: str = "sentiment",
+    scored: Sequence[str] = ("start", "found", "kept"),
+) -> Whole:
+    """Optimize on `count` drawn rows, and score the first, the found and the kept prompts on the others.
+
+    Args:
+        scored: the prompts whose accuracy is wanted. The others' is 0.
+    """
+    rows = random.Random(seed).sample(emails(task), 200)
+    other = None if task == "sentiment" else load(task)
+    start = START if other is None else other.prompt
+    form = {} if other is None else {"response_format": other.response_format}
 
     async def classify(message: str, system: str) -> str:
+        await before_call()
         messages = [{"role": "system", "content": system}, {"role": "user", "content": message}]
-        return (await endpoint.client.achat(messages=messages, **endpoint.forward)).content
+        return (await endpoint.client.achat(messages=messages, **form, **endpoint.forward)).content
 
     def right(output: str, expected: str) -> bool:
-        return output == expected
+        return (output if other is None else other.read(output)) == expected
 
-    def truly(system: str) -> float:
-        scored = afnio.evaluate(classify, rows[count:], right, prompts={"system": system}, dir=folder)
-        return scored.score.mean
+    def truly(name: str, system: str) -> float:
+        if name not in scored:
+            return 0.0
+        return afnio.evaluate(
+            classify, rows[count:], right, prompts={"system": system}, dir=folder
+        ).score.mean
 
     with tempfile.TemporaryDirectory() as folder:
         result = afnio.optimize(
-            classify, rows[:count], right, prompts={"system": START}, seed=seed, dir=folder,
+            classify, rows[:count], right, prompts={"system": start}, seed=seed, dir=folder,
             critic=(endpoint.client, dict(endpoint.step)), budget=afnio.budget(max_calls=calls), **options,
         )  # fmt: skip
         with unittest.mock.patch.dict(os.environ, AFNIO_HOME=folder):
             found = afnio.load_prompts(f"run:{result.run}@found")["system"]
-        return Whole(truly(START), truly(found), truly(result.prompts["system"]), result)
+        versions = {"start": start, "found": found, "kept": result.prompts["system"]}
+        return Whole(*(truly(name, system) for name, system in versions.items()), result)
 
 
 def line(rows: int, calls: int, runs: Sequence[Whole]) -> str:

@@ -13,11 +13,13 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.to_thread
+import kit
 import openai
 import pytest
 from optimize.task import agent_of, answer, check_killed, client, equal, is_right, optimized, rows
@@ -25,6 +27,7 @@ from optimize.task import agent_of, answer, check_killed, client, equal, is_righ
 import afnio
 import afnio.cognitive as cog
 from afnio.errors import BatchError, FinalModelError, MetricError, UnknownPriceError
+from afnio.runtime.events import StepEnded
 from afnio.testing import Provider, ScriptedClient
 
 
@@ -217,6 +220,27 @@ def test_small_gains_of_several_steps_count_together() -> None:
     result = optimized(ScriptedClient(creeping), metric=metric, budget=afnio.budget(max_calls=700))
     assert result.stopped == "the budget for training is used up"
     assert result.steps > 3
+
+
+@pytest.mark.parametrize(("by_batch", "raced"), [(False, {8, 24}), (True, {20})])
+def test_by_batch_a_race_takes_one_round(by_batch: bool, raced: set[int]) -> None:
+    """All candidates run on all of its samples at once. Else those that do badly on the first ones are out."""
+    levels = itertools.count(3)
+
+    def proposes(request: Any) -> Any:
+        found = answer(request)
+        if isinstance(found, dict) and "edits" in found:  # no two chains the same
+            found["edits"][0]["text"] = f"level {next(levels)}"
+        return found
+
+    with ExitStack() as stack:
+        steps = stack.enter_context(kit.events(StepEnded))
+        if by_batch:
+            stack.enter_context(afnio.batch_api())
+        result = optimized(ScriptedClient(proposes), budget=afnio.budget(max_calls=700))
+    candidates = [candidate for step in steps if step.optimizer == "EditTGD" for candidate in step.candidates]
+    assert result.prompts != result.start
+    assert {len(candidate.scores) for candidate in candidates} - {0} == raced
 
 
 def test_prompts_that_break_the_agent_are_not_kept() -> None:
