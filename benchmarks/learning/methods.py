@@ -10,6 +10,7 @@ from typing import Any
 from afnio.optim import TGD, Demos, EditTGD, Optimizer
 from afnio.optim._prompts import EDITS_SCHEMA
 from afnio.utils.data import DataLoader
+from benchmarks.learning.bandit import Bandit
 from benchmarks.learning.curve import SHORT
 from benchmarks.learning.tasks import named
 from benchmarks.learning.training import Items, MakeOptimizer, Trial
@@ -38,6 +39,20 @@ def edits(trial: Trial, **options: Any) -> EditTGD:
         search_seed=trial.seed,
         reserve=trial.reserve,
         **{"budget": trial.budget, **_editing(trial), **options},
+    )
+
+
+def bandit(trial: Trial, **options: Any) -> Bandit:
+    """Return a Thompson bandit over a tree of prompts."""
+    return Bandit(
+        trial.agent.parameters(),
+        trial.endpoint.client,
+        trial.judged,
+        DataLoader(Items(trial.task.train), collate_fn=list),
+        quorum=trial.endpoint.quorum,
+        search_seed=trial.seed,
+        **_editing(trial),
+        **options,
     )
 
 
@@ -107,6 +122,7 @@ METHODS: dict[str, Method] = {
     "EditTGD, no gate": Method(edits),
     "EditTGD, inner 1": Method(partial(edits, inner=1)),
     **{f"EditTGD, {lr} chains": Method(partial(edits, lr=lr)) for lr in WIDTHS},
+    "Bandit": Method(bandit, pooled=True),
     "TGD": Method(tgd),
     "TGD 4, 1,000 characters": Method(short, 4),
     "TGD 4, 1,000 characters, gate": Method(short, 4, gated=True),

@@ -19,7 +19,7 @@ from typing import Final
 
 from benchmarks import report as kept
 from benchmarks.learning import quality
-from benchmarks.learning.intervals import difference
+from benchmarks.learning.intervals import difference, holm, p_value
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.report import AGAINST, against, rows_of
 from benchmarks.learning.runs import read
@@ -127,6 +127,40 @@ def _gain(ours: dict[int, Outcome], theirs: dict[int, Outcome]) -> str:
     return f"{100 * gain:+.1f}{'*' if low > 0 or high < 0 else ''}"
 
 
+def rivals() -> Iterator[str]:
+    """Yield the table of rivals with `EditTGD`'s lead over each; `*` where it stands after Holm, over the table."""
+    found = grouped(runs_of("rivals"))
+    ours = found["EditTGD, no gate"]
+    tasks = sorted(ours)
+    others = [name for name in found if name != "EditTGD, no gate"]
+    pairs = {
+        (name, task): sorted(ours[task].keys() & found[name].get(task, {}).keys())
+        for name in others
+        for task in tasks
+    }
+    scores = {
+        (name, task): [[by[task][seed].scores for seed in seeds] for by in (ours, found[name])]
+        for (name, task), seeds in pairs.items()
+        if seeds
+    }
+    stands = dict(zip(scores, holm([p_value(*both) for both in scores.values()]), strict=True))
+    cells = []
+    for name in ("EditTGD, no gate", *others):
+        mine = [run for some in found[name].values() for run in some.values()]
+        row = [name]
+        for task in tasks:
+            runs = found[name].get(task, {})
+            row += [str(len(runs)), f"{100 * mean(run.share for run in runs.values()):.1f}" if runs else ""]
+            if (name, task) not in scores:
+                row.append("")
+                continue
+            gain, low, high = (100 * value for value in difference(*scores[name, task]))
+            row.append(f"{gain:+.1f} ({low:+.1f} to {high:+.1f}){'*' if stands[name, task] else ''}")
+        cells.append([*row, f"{mean(run.calls for run in mine):,.0f}"])
+    head = [part for task in tasks for part in ("seeds", task, "lead of EditTGD")]
+    yield from rows_of(["method", *head, "calls"], cells)
+
+
 def intervals() -> Iterator[str]:
     """Yield the differences of `EditTGD` at equal calls, with their intervals."""
     for budget, tasks in ((600, (*MAILS, *NOTES, "counting", "sorting")), (300, (*MAILS, *NOTES))):
@@ -229,6 +263,7 @@ TABLES: Final[dict[str, Callable[[], Iterator[str]]]] = {
     "equal-300-others": lambda: _equal(300, NOTES),
     "equal-1200": lambda: _equal(1200, MAILS[:2]),
     "intervals": intervals,
+    "rivals": rivals,
     "hard": lambda: matrix(runs_of("hard"), HARD),
     "faults": lambda: matrix(runs_of("faults"), UNNAMED, escaped=True),
     "faults-others": lambda: matrix(

@@ -30,6 +30,9 @@ PATIENCE = 7200.0
 THREADS = 8
 """In flight while a peer evaluates; what it optimizes with is up to the peer."""
 
+LIMIT = "Use at most 1000 characters."
+"""A constraint that tuned peers have, as `EditTGD` has it by default."""
+
 
 LIVE_THREADS = 64
 """The same with a real model, whose users wait for it."""
@@ -40,7 +43,8 @@ class PeerMethod:
     """A peer with some of its options.
 
     Attributes:
-        options: of its training; see its script.
+        options: of its training; see its script. "validation" is the number of rows that it keeps for that. The
+            others of the validation split are training rows then.
         threads: in flight while it evaluates.
     """
 
@@ -56,6 +60,8 @@ PEERS = {
     "GEPA, minibatch 8": PeerMethod(_GEPA, {"minibatch": 8}),
     "GEPA, 4 proposals": PeerMethod(_GEPA, {"proposals": 4}, 32),
     "GEPA, 64 in flight": PeerMethod(_GEPA, {}, 64),
+    "GEPA, tuned": PeerMethod(_GEPA, {"minibatch": 8, "validation": 24, "limit": LIMIT}, 64),
+    "TextGrad, tuned": PeerMethod(_TEXTGRAD, {"minibatch": 8, "validation": 16, "limit": LIMIT}, 64),
     "TextGrad, 64 in flight": PeerMethod(_TEXTGRAD, {}, 64),
 }
 
@@ -99,6 +105,8 @@ def _outcome(trial: Trial, found: dict[str, Any]) -> Outcome:
 
 def _spec(trial: Trial, method: PeerMethod) -> dict[str, Any]:
     task, endpoint = trial.task, trial.endpoint
+    kept = method.options.get("validation", len(task.val))
+    train = [*task.train, *task.val[kept:]]
     return {
         "base_url": endpoint.base_url,
         "api_key": api_key_of(endpoint),
@@ -112,8 +120,8 @@ def _spec(trial: Trial, method: PeerMethod) -> dict[str, Any]:
         "steps": _steps(trial.agent),
         "read": list(task.reading),
         "score": ["exact", []] if task.flags is None else ["share", list(task.flags)],
-        "train": [{"inputs": dict(item.inputs), "target": item.target} for item in task.train],
-        "val": [{"inputs": dict(item.inputs), "target": item.target} for item in task.val],
+        "train": [{"inputs": dict(item.inputs), "target": item.target} for item in train],
+        "val": [{"inputs": dict(item.inputs), "target": item.target} for item in task.val[:kept]],
     }
 
 

@@ -121,7 +121,8 @@ def _gepa_value(text: str, reader: Attention) -> str:
         if "score 1" not in case.feedback[0]:
             feedback.append(comment(value, case, reader))
     useful = [said for said in feedback if said]
-    return rewrite(value, useful, [], reader) if useful else value
+    limits = [text[found.end() :]]  # what follows the examples; these may name limits of their own
+    return rewrite(value, useful, limits, reader) if useful else value
 
 
 def _tagged(text: str, tag: str) -> str:

@@ -36,6 +36,8 @@ FAST = (
 )
 """For time to quality alone."""
 RIVALS = ("EditTGD", "EditTGD, no gate", "TGD 4, 1,000 characters", "TextGrad", "GEPA", "GEPA, minibatch 8")
+TUNED = ("EditTGD, no gate", "Bandit", "TGD 4, 1,000 characters", "GEPA, tuned", "TextGrad, tuned")
+"""Methods that spend all calls on training, the peers with options that were chosen for these tasks."""
 PASSES = ("EditTGD, pass of 256", "TGD 4, pass of 256", "TGD 256, pass of 256")
 _TOGETHER = 10
 BY_SAMPLES = 0
@@ -75,6 +77,7 @@ PARTS = {
         LIVE, ("EditTGD", "TGD 4, 1,000 characters", "GEPA, minibatch 8", "TextGrad", "DSPy"), (300,), 3
     ),
     "equal": Part(NAMES, EQUAL, (600, 300, 1200), 20),
+    "rivals": Part(("sentiment", "urgency"), TUNED, (600,), 20),
     "hard": Part(HARD, EQUAL, (600,), 20),
     "pass": Part(tuple(LABELS), PASSES, (BY_SAMPLES,), 20),
     "faults": Part(FAULTY, RIVALS, (600,), 20),

@@ -1,6 +1,7 @@
 """GEPA on a task of ours: its engine, its selection, its acceptance; an adapter runs the steps.
 
-Options: `minibatch` samples of a reflection instead of GEPA's three; `proposals` from one parent side by side.
+Options: `minibatch` samples of a reflection instead of GEPA's three; `proposals` from one parent side by side; a
+`limit` in words, at the end of GEPA's reflection template.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 import gepa
 from gepa import EvaluationBatch
+from gepa.strategies.instruction_proposal import InstructionProposalSignature
 from gepa.strategies.proposal_sampling import SameParentSampling
 from job import Job, report
 
@@ -76,6 +78,11 @@ class Reflection:
             return list(pool.map(self.job.reflect, messages))
 
 
+def limited(limit: str) -> str:
+    """Return GEPA's own template with a limit as its last sentence."""
+    return f"{InstructionProposalSignature.default_prompt_template.rstrip()} {limit}"
+
+
 def train(job: Job) -> dict[str, str]:
     """Return the best candidate's prompts."""
     options = job.spec["options"]
@@ -93,6 +100,7 @@ def train(job: Job) -> dict[str, str]:
         reflection_lm=Reflection(job),
         reflection_minibatch_size=options.get("minibatch"),
         sampling_strategy=SameParentSampling(options["proposals"]) if "proposals" in options else None,
+        reflection_prompt_template=limited(options["limit"]) if "limit" in options else None,
         stop_callbacks=[stop],
         logger=type("Quiet", (), {"log": lambda self, *said: None})(),
         seed=job.spec["seed"],

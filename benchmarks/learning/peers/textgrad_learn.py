@@ -1,6 +1,8 @@
 """TextGrad on a task of ours, as its own prompt optimization runs: batches of 3, TGD, and a step that does worse
 on the validation split is taken back.
 
+Options: `minibatch` samples of a step instead of its three; a `limit` in words, as a constraint of its optimizer.
+
 A reply without its tags ends a TextGrad run with an IndexError. Here it costs the step, as it does with ours.
 """
 
@@ -74,15 +76,18 @@ def train(job: Job) -> dict[str, str]:
     """Return the prompts after as many steps as the budget allows."""
     spec, program, critic = job.spec, Program(job), Engine(job, job.spec["critic"])
     tg.set_backward_engine(critic, override=True)
-    optimizer = tg.TGD(parameters=list(program.prompts.values()), engine=critic)
+    options = spec["options"]
+    size = options.get("minibatch", BATCH)
+    limits = [options["limit"]] if "limit" in options else []
+    optimizer = tg.TGD(parameters=list(program.prompts.values()), engine=critic, constraints=limits)
     rng, waiting = random.Random(spec["seed"]), []
     best = sum(job.measured(program.texts, spec["val"]))
     steps = lost = 0
     job.remember(program.texts)
     while not job.spent:
-        if len(waiting) < BATCH:
+        while len(waiting) < size:
             waiting += rng.sample(spec["train"], len(spec["train"]))
-        batch, waiting = waiting[:BATCH], waiting[BATCH:]
+        batch, waiting = waiting[:size], waiting[size:]
         before = program.texts
         optimizer.zero_grad()
         tg.sum([program.judged(item) for item in batch]).backward()
