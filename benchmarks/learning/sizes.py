@@ -1,6 +1,6 @@
 """Sizes of the steps of `afnio.optimize`: what they reach, and how many rounds of calls wait for one another.
 
-    python -m benchmarks.learning.sizes --task urgency --seed 100 --forms 3/3/8/24/8/2 3/2/12/24/24/2
+    python -m benchmarks.learning.sizes --task urgency --seed 100 --forms 3/3/8/24/8/2 3/2/12/20/20/2
     python -m benchmarks.learning.sizes --calls 600 --seeds 40
 
 A form is chains/inner/minibatch/race/first/keep; the first one is what the others are compared with, on the same rows
@@ -35,7 +35,7 @@ from benchmarks.learning.training import CallTotals
 from benchmarks.learning.whole import run
 
 FILE: Final = report.RESULTS / "learning" / "sizes.jsonl"
-FORMS = ("3/3/8/24/8/2", "3/2/12/24/24/2")
+FORMS = ("3/3/8/24/8/2", "3/2/12/20/20/2")
 LATENCY = 1.0
 """Seconds of a call when rounds are counted: long enough that the calls of a round overlap on a busy machine."""
 ROUND_SEEDS = 2
