@@ -5,7 +5,7 @@
 
 A table stands between <!-- runs: NAME --> and <!-- end -->. All take some minutes: each interval is a bootstrap.
 A cell has the share right, and in brackets the difference in points to GEPA, GEPA with minibatches of 8 and TextGrad;
-`*` where its interval leaves out 0.
+`*` where it stands after Holm's correction over the table.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Final
 
 from benchmarks import report as kept
 from benchmarks.learning import quality
-from benchmarks.learning.intervals import difference, holm, p_value
+from benchmarks.learning.intervals import difference
 from benchmarks.learning.outcome import Outcome
-from benchmarks.learning.report import AGAINST, against, rows_of
+from benchmarks.learning.report import AGAINST, Cell, against, rows_of
 from benchmarks.learning.runs import read
 from benchmarks.learning.tasks import FAULTY, HARD, LABELS
 
@@ -86,7 +86,9 @@ def matrix(runs: Sequence[Outcome], tasks: Sequence[str], *, escaped: bool = Fal
         "calls",
         "characters",
     ]
-    cells = [["start", "", *(f"{100 * starts[task].share:.1f}" for task in tasks), *[""] * (3 + escaped)]]
+    cells: list[list[Cell]] = [
+        ["start", "", *(f"{100 * starts[task].share:.1f}" for task in tasks), *[""] * (3 + escaped)]
+    ]
     for name, by_task in found.items():
         mine = [run for some in by_task.values() for run in some.values()]
         counts = sorted({len(some) for some in by_task.values()})
@@ -109,54 +111,30 @@ def matrix(runs: Sequence[Outcome], tasks: Sequence[str], *, escaped: bool = Fal
     yield from rows_of(head, cells)
 
 
-def _cell(name: str, runs: dict[int, Outcome], found: BY_SEED, task: str) -> str:
+def _cell(name: str, runs: dict[int, Outcome], found: BY_SEED, task: str) -> Cell:
     if not runs:
         return ""
     share = f"{100 * mean(run.share for run in runs.values()):.1f}"
     others = [found.get(other, {}).get(task, {}) for other in AGAINST[:3]]
     if name in AGAINST[:3] or not any(others):
         return share
-    return f"{share} ({'; '.join(_gain(runs, theirs) for theirs in others)})"
-
-
-def _gain(ours: dict[int, Outcome], theirs: dict[int, Outcome]) -> str:
-    both = sorted(ours.keys() & theirs.keys())
-    if not both:
-        return "-"
-    gain, low, high = difference([ours[s].scores for s in both], [theirs[s].scores for s in both])
-    return f"{100 * gain:+.1f}{'*' if low > 0 or high < 0 else ''}"
+    return [share, *(against(runs, theirs) or "-" for theirs in others)]
 
 
 def rivals() -> Iterator[str]:
-    """Yield the table of rivals with `EditTGD`'s lead over each; `*` where it stands after Holm, over the table."""
+    """Yield the table of rivals with `EditTGD`'s lead over each."""
+    first = "EditTGD, no gate"
     found = grouped(runs_of("rivals"))
-    ours = found["EditTGD, no gate"]
-    tasks = sorted(ours)
-    others = [name for name in found if name != "EditTGD, no gate"]
-    pairs = {
-        (name, task): sorted(ours[task].keys() & found[name].get(task, {}).keys())
-        for name in others
-        for task in tasks
-    }
-    scores = {
-        (name, task): [[by[task][seed].scores for seed in seeds] for by in (ours, found[name])]
-        for (name, task), seeds in pairs.items()
-        if seeds
-    }
-    stands = dict(zip(scores, holm([p_value(*both) for both in scores.values()]), strict=True))
-    cells = []
-    for name in ("EditTGD, no gate", *others):
-        mine = [run for some in found[name].values() for run in some.values()]
-        row = [name]
+    tasks = sorted(found[first])
+    cells: list[list[Cell]] = []
+    for name, by_task in found.items():
+        row: list[Cell] = [name]
         for task in tasks:
-            runs = found[name].get(task, {})
+            runs = by_task.get(task, {})
             row += [str(len(runs)), f"{100 * mean(run.share for run in runs.values()):.1f}" if runs else ""]
-            if (name, task) not in scores:
-                row.append("")
-                continue
-            gain, low, high = (100 * value for value in difference(*scores[name, task]))
-            row.append(f"{gain:+.1f} ({low:+.1f} to {high:+.1f}){'*' if stands[name, task] else ''}")
-        cells.append([*row, f"{mean(run.calls for run in mine):,.0f}"])
+            row.append("" if name == first else against(found[first][task], runs))
+        calls = mean(run.calls for runs in by_task.values() for run in runs.values())
+        cells.append([*row, f"{calls:,.0f}"])
     head = [part for task in tasks for part in ("seeds", task, "lead of EditTGD")]
     yield from rows_of(["method", *head, "calls"], cells)
 
@@ -178,17 +156,15 @@ def compared(name: str, tasks: Sequence[str], first: str, waits: BY_SEED | None 
     """Yield a table of methods with the difference to the first one; `waits` has runs whose latencies were counted."""
     found = grouped(runs_of(name))
     found = {first: found[first], **found}
-    cells = []
+    cells = list[list[Cell]]()
     for method, by_task in found.items():
         mine = [run for some in by_task.values() for run in some.values()]
         seeds = sorted({len(some) for some in by_task.values()})
-        row = [method, str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"]
+        row: list[Cell] = [method, str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"]
         for task in tasks:
             runs = by_task.get(task, {})
             share = f"{100 * mean(run.share for run in runs.values()):.1f}" if runs else ""
-            row.append(
-                share if method == first or not runs else f"{share}, {against(runs, found[first][task])}"
-            )
+            row.append(share if method == first or not runs else [share, against(runs, found[first][task])])
         row.append(f"{mean(run.calls for run in mine):,.0f}")
         counted = [run.rounds for some in (waits or {}).get(method, {}).values() for run in some.values()]
         row.append(f"{mean(counted):.0f}" if counted else "")

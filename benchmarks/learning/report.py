@@ -14,7 +14,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.learning import quality
-from benchmarks.learning.intervals import KIND, difference
+from benchmarks.learning.intervals import KIND, Lead, difference, holm, lead
 from benchmarks.learning.outcome import Outcome
 from benchmarks.learning.runs import read
 
@@ -40,7 +40,7 @@ def tables(outcomes: Sequence[Outcome]) -> Iterator[str]:
         if latency:
             yield ""
             yield from rows_of(quality.COLUMNS, quality.rows(runs, latency))
-    yield f"\nIntervals: {KIND}; `*` where they leave out 0."
+    yield f"\nIntervals: {KIND}; `*` stands after Holm's correction over the table."
 
 
 def table(runs: Sequence[Outcome], start: Outcome | None) -> Iterator[str]:
@@ -57,7 +57,7 @@ def table(runs: Sequence[Outcome], start: Outcome | None) -> Iterator[str]:
 
 def _rows(
     methods: dict[str, dict[int, Outcome]], others: Sequence[str], start: Outcome | None
-) -> Iterator[list[str]]:
+) -> Iterator[list[Cell]]:
     if start is not None:
         yield ["start", "", f"{start.share:.1%}", *("" for _ in others), "", "0", "", ""]
     for name, runs in methods.items():
@@ -74,14 +74,10 @@ def _rows(
         ]
 
 
-def against(ours: dict[int, Outcome], theirs: dict[int, Outcome]) -> str:
-    """Return the difference over the seeds that both have, in points, with its interval."""
+def against(ours: dict[int, Outcome], theirs: dict[int, Outcome]) -> Lead | str:
+    """Return the difference over the seeds that both have; "" if there are none."""
     both = sorted(ours.keys() & theirs.keys())
-    if not both:
-        return ""
-    gain, low, high = difference([ours[s].scores for s in both], [theirs[s].scores for s in both])
-    star = "*" if low > 0 or high < 0 else ""
-    return f"{100 * gain:+.1f}{star} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return lead([ours[s].scores for s in both], [theirs[s].scores for s in both]) if both else ""
 
 
 def below(runs: Iterable[Outcome], start: Outcome) -> str:
@@ -96,12 +92,33 @@ def below(runs: Iterable[Outcome], start: Outcome) -> str:
     return f"{worse}, {beyond} beyond chance"
 
 
-def rows_of(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield a Markdown table."""
+Cell = str | Lead | Sequence[str | Lead]
+"""Text, a lead, or a share that is followed by leads."""
+
+
+def rows_of(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Iterator[str]:
+    """Yield a Markdown table. Holm's correction over all of its leads decides which of them are marked by `*`."""
+    cells = [list(row) for row in rows]
+    leads = [part for row in cells for cell in row for part in _parts(cell) if isinstance(part, Lead)]
+    stands = iter(holm([some.p for some in leads]))
+
+    def text(part: str | Lead, short: bool) -> str:
+        return part if isinstance(part, str) else part.text(next(stands), short=short)
+
+    def shown(cell: Cell) -> str:
+        if isinstance(cell, str | Lead):
+            return text(cell, short=False)
+        share, *others = (text(part, short=len(cell) > 2) for part in cell)
+        return f"{share} ({'; '.join(others)})" if len(others) > 1 else f"{share}, {others[0]}"
+
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+    for row in cells:
+        yield f"| {' | '.join(map(shown, row))} |"
+
+
+def _parts(cell: Cell) -> Sequence[str | Lead]:
+    return [cell] if isinstance(cell, str | Lead) else cell
 
 
 if __name__ == "__main__":
