@@ -306,8 +306,8 @@ def _weakness(rows: int, calls: float, race: int) -> str:
     )
 
 
-# A step's sizes before a budget lowers them. A race in one part and two small steps a chain make few rounds that wait for
-# one another: 20 with 600 calls (10 by batch), in place of 34 at equal accuracy (docs/learning-tables.md).
+# A step's sizes before a budget lowers them. A race in one part and two small steps a chain make few rounds that
+# wait for one another: 20 with 600 calls (10 by batch), in place of 34 at equal accuracy (docs/learning-tables.md).
 SIZES: Final = Sizes(chains=3, inner=2, minibatch=12, race=20, first=20, keep=2)
 
 
