@@ -12,7 +12,7 @@ import hmac
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 from urllib.parse import urlsplit
@@ -176,11 +176,11 @@ class Keys:
         self._limits = limits
         self._used: OrderedDict[Account, None] = OrderedDict()
 
-    def admit(self, account: Account, busy: AbstractSet[Account]) -> bool:
+    def admit(self, account: Account, busy: Callable[[], AbstractSet[Account]]) -> bool:
         """Give an account its limits, and forget another one if there are too many.
 
         Args:
-            busy: accounts with open calls, which can't be forgotten.
+            busy: returns the accounts with open calls, which can't be forgotten.
 
         Returns:
             False if all have.
@@ -189,7 +189,8 @@ class Keys:
             self._used.move_to_end(account)
             return True
         if len(self._used) >= MOST_KEYS:
-            oldest = next((used for used in self._used if used not in busy), None)
+            kept = busy()
+            oldest = next((used for used in self._used if used not in kept), None)
             if oldest is None:
                 return False
             del self._used[oldest]

@@ -354,7 +354,7 @@ class Gateway:
             return self._requests.uncounted(request, body)
         if self._stopping:
             return _stopping()
-        if not self._keys.admit(raw.account, {call.account for call in self._calls}):
+        if not self._keys.admit(raw.account, lambda: {call.account for call in self._calls}):
             return refuse(503, "the gateway has calls of as many keys open as it can; send the request again")
         return None
 

@@ -34,8 +34,6 @@ from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final, Literal, final
 
-import anyio
-
 from afnio.errors import AfnioError, RuntimeClosedError
 from afnio.models._apis import EMBEDDINGS
 from afnio.models._exchange import CallOrigin, Exchange, Sender, send_by_aiohttp
@@ -158,19 +156,16 @@ class KeptCall:
 
     def __init__(self, exchange: Exchange, cancel: Callable[[], object], *, keeps: bool = False) -> None:
         self.exchange = exchange
+        self.name = name_of(exchange.request)
         self.cancel = cancel
         self.readers = 0
         self.left = self.begun = False
         self.timer: asyncio.TimerHandle | None = None
         self._keeps = keeps or not exchange.request.stream
         self._pieces: list[bytes] = []
-        self._reading = anyio.Lock(fast_acquire=True)
+        self._reading = asyncio.Lock()  # anyio's asks for the current task, which costs as much as the rest
         if keeps and exchange.request.stream:
             self._task = current_runtime().spawn(self._read(), Context())
-
-    @property
-    def name(self) -> Name:
-        return name_of(self.exchange.request)
 
     @property
     def address(self) -> str:

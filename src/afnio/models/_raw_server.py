@@ -198,10 +198,10 @@ class RawServer:
         if isinstance(body, RawReply):
             return response_of(body)
         headers = {
-            name.lower(): value
+            lower: value
             for name, value in request.headers.items()
-            if name.lower() not in HOP_BY_HOP
-            and (name.lower() == FALLBACK or not name.lower().startswith("x-afnio-"))
+            if (lower := name.lower()) not in HOP_BY_HOP
+            and (lower == FALLBACK or not lower.startswith("x-afnio-"))
         }
         if headers.get("content-encoding", "").lower() in _UNDONE:
             del headers["content-encoding"]
@@ -317,8 +317,11 @@ async def _body_of(request: web.Request) -> bytes | RawReply:
     from aiohttp import web
 
     try:
-        # Most bodies arrive with their heads, and a timer costs more than reading one.
-        async with asyncio.timeout(None if request.content.is_eof() else BODY_TIME):
+        if (
+            request.content.is_eof()
+        ):  # as most bodies, which arrive with their heads: a timer costs more than reading
+            return await request.read()
+        async with asyncio.timeout(BODY_TIME):
             return await request.read()
     except TimeoutError:
         return own_reply(408, f"the request's body must arrive within {BODY_TIME:g} s", "invalid_request")

@@ -73,8 +73,7 @@ def tightest(first: Limits | None, second: Limits | None) -> Limits | None:
     return Limits(*(min((one for one in pair if one is not None), default=None) for pair in figures))
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(NamedTuple):
     """Whose limits a call counts against: a base URL and a key.
 
     Attributes:
