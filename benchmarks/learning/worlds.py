@@ -3,6 +3,7 @@
     python -m benchmarks.learning.worlds known --gain 0.2 --seeds 40
     python -m benchmarks.learning.worlds harmful --seeds 100
     python -m benchmarks.learning.worlds known --gain 0 --rows 50 --cross-fit --seeds 400
+    python -m benchmarks.learning.worlds known --first-seed 1000 --seeds 60 --sizes 3/2/12/20/20/2
 
 A critic proposes one of twelve sentences at random, and a student is right as often as the worths of the sentences
 in its prompt add up to, from a half of all rows on. Each new text also redraws the answers to one row in five, so that
@@ -22,7 +23,7 @@ import json
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
@@ -33,6 +34,7 @@ import afnio
 from afnio.models import ChatRequest
 from afnio.stats import wilson
 from afnio.testing import ScriptedClient
+from benchmarks.learning.sizes import sized
 
 START = "Answer yes or no."
 POOL = [f"Mind rule {name}." for name in "ABCDEFGHIJKL"]
@@ -117,16 +119,24 @@ def _equal(output: str, expected: str) -> bool:
 
 
 def runs_of(
-    path: Path, world: str, gain: float, rows: int, calls: int, cross_fit: bool, seeds: Sequence[int]
+    path: Path,
+    world: str,
+    gain: float,
+    rows: int,
+    calls: int,
+    cross_fit: bool,
+    seeds: Sequence[int],
+    sizes: str,
 ) -> list[Told]:
     """Return the runs of one line of the table; those that the file doesn't have are done, and added to it."""
     kept = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
     known = {json.dumps(one["of"]): Told(**one["told"]) for one in kept}
     runs = []
     for seed in seeds:
-        of = [world, gain, rows, calls, cross_fit, seed]
+        of = [world, gain, rows, calls, cross_fit, seed, *filter(None, [sizes])]
         if json.dumps(of) not in known:
-            told = run(World(worths(world, gain), seed), rows, calls, {"cross_fit": cross_fit})
+            with sized(sizes) if sizes else nullcontext():
+                told = run(World(worths(world, gain), seed), rows, calls, {"cross_fit": cross_fit})
             known[json.dumps(of)] = told
             with path.open("a") as file:
                 file.write(json.dumps({"of": of, "told": asdict(told)}) + "\n")
@@ -159,6 +169,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--cross-fit", action="store_true")
+    parser.add_argument("--sizes", default="", help="of steps, as benchmarks.learning.sizes has them")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     print("| world, rows | runs | Better (95 %) | found | kept | found worse | kept worse | stopped early |")
@@ -167,8 +178,16 @@ def main() -> None:
     world = f"known edit, {100 * gain:+.0f}" if given.world == "known" else "harmful"
     for rows in given.rows:
         seeds = range(given.first_seed, given.first_seed + given.seeds)
-        runs = runs_of(given.results, given.world, gain, rows, given.calls, given.cross_fit, seeds)
-        print(line(f"{world}, {rows}{', cross-fitted' if given.cross_fit else ''}", runs), flush=True)
+        runs = runs_of(
+            given.results, given.world, gain, rows, given.calls, given.cross_fit, seeds, given.sizes
+        )
+        print(
+            line(
+                f"{world}, {rows}{', cross-fitted' if given.cross_fit else ''}{given.sizes and f', {given.sizes}'}",
+                runs,
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

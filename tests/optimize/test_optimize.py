@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ def test_nothing_is_gained_where_all_rows_are_right_or_all_wrong(metric: Any, st
 
 
 def test_small_gains_of_several_steps_count_together() -> None:
-    """A step that is worth less than a row of its race is progress, if the steps before were, too."""
+    """A step that is worth one row in a race of 24 is progress, if the steps before were, too."""
 
     def creeping(request: Any) -> Any:
         system = str(request.messages[0]["content"])
@@ -214,15 +215,16 @@ def test_small_gains_of_several_steps_count_together() -> None:
         }
 
     def metric(output: str, expected: str, inputs: str) -> float:
-        return int(inputs.split()[1]) % 2 / 2 + int(output) / 100
+        return int(inputs.split()[1]) % 2 / 2 + int(output) / 200
 
     result = optimized(ScriptedClient(creeping), metric=metric, budget=afnio.budget(max_calls=700))
     assert result.stopped == "the budget for training is used up"
     assert result.steps > 3
 
 
-def test_a_race_takes_one_round() -> None:
-    """All candidates run on all of its samples at once."""
+@pytest.mark.parametrize(("by_batch", "raced"), [(False, {8, 24}), (True, {20})])
+def test_by_batch_a_race_takes_one_round(by_batch: bool, raced: set[int]) -> None:
+    """All candidates run on all of its samples at once. Else those that do badly on the first ones are out."""
     levels = itertools.count(3)
 
     def proposes(request: Any) -> Any:
@@ -231,11 +233,14 @@ def test_a_race_takes_one_round() -> None:
             found["edits"][0]["text"] = f"level {next(levels)}"
         return found
 
-    with kit.events(StepEnded) as steps:
+    with ExitStack() as stack:
+        steps = stack.enter_context(kit.events(StepEnded))
+        if by_batch:
+            stack.enter_context(afnio.batch_api())
         result = optimized(ScriptedClient(proposes), budget=afnio.budget(max_calls=700))
     candidates = [candidate for step in steps if step.optimizer == "EditTGD" for candidate in step.candidates]
     assert result.prompts != result.start
-    assert {len(candidate.scores) for candidate in candidates} - {0} == {20}
+    assert {len(candidate.scores) for candidate in candidates} - {0} == raced
 
 
 def test_prompts_that_break_the_agent_are_not_kept() -> None:

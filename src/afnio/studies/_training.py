@@ -17,6 +17,7 @@ from afnio.optim._edit_state import CLEAR, DRAWS
 from afnio.optim._sizes import SHARE as STEP_SHARE
 from afnio.optim._sizes import WIDE, SampleCost, Sizes, affordable
 from afnio.optim._sizes import WIDE_SHARE as WIDE_STEP_SHARE
+from afnio.runtime._batch_api import current_plan
 from afnio.runtime._budget import Budget, Ceiling, run_ceiling
 from afnio.runtime._callables import tolerate
 from afnio.runtime._spending import Amount
@@ -80,9 +81,10 @@ class TrainingRun:
         self._won: deque[float] = deque(maxlen=patience)  # in the races of the last steps
         self._sample = needs.sample(measured.calls)
         # The chains get at least half of the rows.
-        wanted = SIZES._replace(
+        sizes = SIZES if current_plan.get() is None else BATCH_SIZES
+        wanted = sizes._replace(
             chains=chains_for(self._calls, len(rows)),
-            race=max(1, min(SIZES.race, len(rows) // 2)),
+            race=max(1, min(sizes.race, len(rows) // 2)),
             guards=len(rules.guards),
         )
         budget = step_budget(wanted, self._sample, self._calls)
@@ -306,9 +308,11 @@ def _weakness(rows: int, calls: float, race: int) -> str:
     )
 
 
-# A step's sizes before a budget lowers them. A race in one part and two small steps a chain make few rounds that
-# wait for one another: 20 with 600 calls (10 by batch), in place of 34 at equal accuracy (docs/learning-tables.md).
-SIZES: Final = Sizes(chains=3, inner=2, minibatch=12, race=20, first=20, keep=2)
+# A step's sizes before a budget lowers them.
+SIZES: Final = Sizes(chains=3, inner=3, minibatch=8, race=24, first=8, keep=2)
+# The same in a block of `afnio.batch_api`, where each round of calls may wait for an hour: with 600 calls it takes 10
+# rounds in place of 20. A rare edit is found less often, because it makes fewer proposals (docs/learning-tables.md).
+BATCH_SIZES: Final = Sizes(chains=3, inner=2, minibatch=12, race=20, first=20, keep=2)
 
 
 def step_budget(wanted: Sizes, sample: SampleCost, calls: float) -> int | None:
@@ -318,7 +322,7 @@ def step_budget(wanted: Sizes, sample: SampleCost, calls: float) -> int | None:
 
     >>> limit = step_budget(SIZES, SampleCost(1, 0, 1), 360)
     >>> affordable(SIZES, SampleCost(1, 0, 1), limit, 0)
-    Sizes(chains=2, inner=2, minibatch=12, race=20, first=20, keep=2, guards=0)
+    Sizes(chains=2, inner=3, minibatch=8, race=24, first=8, keep=2, guards=0)
     """
     if math.isinf(calls):
         return None
