@@ -126,7 +126,7 @@ def runs_of(
     calls: int,
     cross_fit: bool,
     seeds: Sequence[int],
-    sizes: str,
+    sizes: str = "",
 ) -> list[Told]:
     """Return the runs of one line of the table; those that the file doesn't have are done, and added to it."""
     kept = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
