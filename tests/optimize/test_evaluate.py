@@ -474,7 +474,7 @@ def test_its_page_shows_the_worst_rows_harmlessly(tmp_path: Path) -> None:
     found = afnio.evaluate(agent, rows(3), equal, draws=2)
     assert ">draw 2<" in found.report(tmp_path / "page.html").read_text()
     for page in (found.report(tmp_path / "page.html").read_text(), found._repr_html_()):
-        assert "agent: 0.0 % (3 rows, 6 answers; 0.0 to 56.1)" in page
+        assert "agent: 0.0 % (3 rows, 6 answers; 0.0 to 69.0)" in page
         assert "row 2" in page
         assert "<script>alert" not in page
 

@@ -80,7 +80,7 @@ def test_a_function_gets_better_prompts_and_a_verdict(folder: Path) -> None:
     assert result.verdict.startswith("Better: +")
     assert result.gain.low is not None
     assert 0 < result.gain.low < result.gain.difference < 1
-    assert str(result.after) == "100.0 % (50 of 50 right; 92.9 to 100.0)"
+    assert str(result.after) == "100.0 % (50 of 50 right; 91.1 to 100.0)"
     assert result.splits == {"train": 50, "held": 50}
     assert afnio.run(result.agent("row 9")) == "yes"
     assert result.calls > 100
@@ -258,7 +258,7 @@ def test_prompts_that_break_the_agent_are_not_kept() -> None:
     assert result.gate is not None
     assert (result.gate.passed, result.gate.wins, result.gate.losses) == (False, 0, 8)
     assert (result.prompts, result.failed) == ({"system": "level 2"}, 40)
-    assert str(result.after) == "0.0 % (0 of 40 right; 0.0 to 8.8)"
+    assert str(result.after) == "0.0 % (0 of 40 right; 0.0 to 10.9)"
     assert "crashed   40 rows, which count as wrong" in str(result)
 
 

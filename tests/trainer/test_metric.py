@@ -73,11 +73,11 @@ def test_proportions_have_intervals_and_other_means_none() -> None:
 @pytest.mark.parametrize(
     ("correct", "total", "low", "high"),
     [
-        # From Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
+        # From Newcombe, Statistics in Medicine 17 (1998), table I, method 4.
+        (81, 263, 0.2535, 0.3682),
+        (15, 148, 0.0598, 0.1644),
+        (0, 20, 0.0, 0.2005),
+        (1, 29, 0.0018, 0.1963),
     ],
 )
 def test_the_interval_has_the_published_values(correct: int, total: int, low: float, high: float) -> None:

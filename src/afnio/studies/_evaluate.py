@@ -136,7 +136,7 @@ def evaluate(
     ...     found = evaluate(shout, [("a", "A"), ("b", "B"), ("c", "c")], lambda output, expected: output == expected,
     ...                      dir=folder)
     >>> print(found.score)
-    66.7 % (2 of 3 right; 20.8 to 93.9)
+    66.7 % (2 of 3 right; 12.5 to 98.2)
     >>> print(found.worst(1))
     row 2: 0  'c' → 'C', expected 'c'
     """
