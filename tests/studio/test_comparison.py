@@ -68,7 +68,7 @@ def test_means_beside_a_difference_are_of_the_same_samples(
     assert main(["runs", "compare", "before", "after", "--dir", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "test vs test: 0.250 → 1.000; 16 samples in both" in said
-    claim = "The second run is better than the first on 16 samples of test: +0.750"
+    claim = "after is better than before on 16 samples of test: +0.750"
     assert claim in said
     with started(tmp_path) as studio:
         keys = [studio.run(name).removeprefix("/runs/") for name in ("before", "after")]

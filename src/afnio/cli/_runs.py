@@ -325,7 +325,7 @@ def compared(first: Chosen, second: Chosen) -> dict[str, Any]:
     return {
         "first": summary(first),
         "second": summary(second),
-        "claim": comparison.claim,
+        "claim": comparison.claim(first.run.name, second.run.name),
         "last": comparison.last._asdict(),
         "phases": [{**asdict(one), "paired": one.paired._asdict()} for one in comparison.kinds],
     }

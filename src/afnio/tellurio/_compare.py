@@ -72,13 +72,15 @@ class RunComparison:
         """What decides: the difference on the rows of a test, or else the last evaluation of each sample."""
         return self.last if self.test is None else self.test.paired
 
-    @property
-    def claim(self) -> str:
+    def claim(self, first: str, second: str) -> str:
         """Whether the second run is better, in a sentence: on the rows of a test if both have one.
 
+        Args:
+            first, second: names of the runs.
+
         >>> one, other = (Scores([("test", "a", 0.0), ("test", "b", score)]) for score in (0.0, 1.0))
-        >>> compare(one, other).claim
-        "The runs can't be told apart on 2 samples of test: +0.500 (95 %: -0.563 to 1.000)."
+        >>> compare(one, other).claim("calm-lynx", "brisk-fox")
+        "calm-lynx and brisk-fox can't be told apart on 2 samples of test: +0.500 (95 %: -0.563 to 1.000)."
         """
         paired = self.main
         if not paired.samples:
@@ -86,7 +88,9 @@ class RunComparison:
         of = "" if self.test is None else f" of {self.test.kind}"
         word = "better" if paired.difference > 0 else "worse"
         said = (
-            f"The second run is {word} than the first" if paired.is_clear else "The runs can't be told apart"
+            f"{second} is {word} than {first}"
+            if paired.is_clear
+            else f"{first} and {second} can't be told apart"
         )
         interval = "" if paired.low is None else f" (95 %: {paired.low:.3f} to {paired.high:.3f})"
         return f"{said} on {counted(paired.samples, 'sample')}{of}: {paired.difference:+.3f}{interval}."

@@ -135,7 +135,8 @@ def difference_of(base: Compared, other: Compared, comparison: RunComparison) ->
     lines = [*phases, ("Last evaluation of each sample", comparison.last)]
     if comparison.test is None:
         lines = [lines[-1], *phases]
-    return Difference(other, comparison.claim, lines, different_samples(base, other, comparison.test))
+    claim = comparison.claim(base.run.name, other.run.name)
+    return Difference(other, claim, lines, different_samples(base, other, comparison.test))
 
 
 def different_samples(
