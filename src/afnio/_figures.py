@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Final, Self, final
+from typing import Any, Final, NamedTuple, Self, final
 
 from afnio.stats import mean_interval, paired_interval, power, share_interval, wilson
 
@@ -217,6 +217,37 @@ class Gain:
         if self.graded:
             return f"{self.low:.3g} to {self.high:.3g}"
         return f"{100 * self.low:.1f} to {100 * self.high:.1f}"
+
+
+class Compared(NamedTuple):
+    """The figures of two sets of prompts, or of two agents, on the same rows."""
+
+    before: Measured
+    after: Measured
+    gain: Gain
+
+
+def compared(
+    before: Sequence[float],
+    after: Sequence[float],
+    *,
+    graded: bool,
+    highest: float = 1.0,
+    answers: tuple[int | None, int | None] = (None, None),
+    **about: Any,
+) -> Compared:
+    """Return the figures of scores of the same rows, in the same order.
+
+    Args:
+        graded: True if some score of the run is neither 0 nor 1.
+        answers: of the rows on either side, if more than one each.
+        about: the confidence and the number of trainings, for `Gain.of`.
+    """
+    first, second = (
+        score_of(scores, graded=graded, highest=highest, answers=number)
+        for scores, number in zip((before, after), answers, strict=True)
+    )
+    return Compared(first, second, Gain.of(before, after, graded=graded, highest=highest, **about))
 
 
 GAIN: Final = 0.15

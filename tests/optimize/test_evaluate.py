@@ -351,6 +351,18 @@ def test_a_comparison_pairs_rows_by_input() -> None:
     assert "60.0 %" in cell
 
 
+def test_each_side_of_a_comparison_has_its_own_draws() -> None:
+    """The bars of its card are the scores that the evaluations print, also of three draws against one."""
+    three = evaluated(drawn(lambda number: 0.6), draws=3)
+    one = evaluated(drawn(lambda number: 0.6), name="one")
+    assert three.score.mean * 40 % 1 != 0
+    for before, after in ((three, one), (one, three)):
+        bars = before.compare(after).card.bars
+        assert [(bar.mean, bar.low, bar.high) for bar in bars] == [
+            (score.mean, score.low, score.high) for score in (before.score, after.score)
+        ]
+
+
 def test_no_difference_is_not_called_one() -> None:
     found = evaluated(client()).compare(evaluated(client(), name="again"))
     assert found.verdict.startswith("No difference beyond noise: +0.0 points (95 %: ")

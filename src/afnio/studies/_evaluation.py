@@ -12,17 +12,16 @@ import math
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Final, Literal, NamedTuple, Self, final
 
-from afnio._figures import Gain, Measured, counted, score_of
+from afnio._figures import Gain, Measured, compared, counted, score_of
 from afnio.stats import ratio_interval
 from afnio.studies._evaluated import ChangedRow, Changes, Draw, EvaluatedRow, RowList
 from afnio.studies._result import Carded, Reported, spending
-from afnio.studies._rows import in_words, plainly
+from afnio.studies._rows import in_words, means_by_input, plainly
 from afnio.tellurio._card import Bar, Card, Example
 
 FORMAT: Final = 1
@@ -170,7 +169,9 @@ class Evaluation(Reported):
         """
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.draws:
             raise ValueError(f"k must be from 1 to the number of draws, {self.draws} (got {k!r})")
-        chances: dict[str, list[tuple[float, float]]] = {}
+        keys: list[str] = []
+        any_right: list[float] = []
+        all_right: list[float] = []
         answers = 0
         for row in self.rows:
             scores = [draw.score for draw in row.draws if draw.score is not None]
@@ -178,20 +179,16 @@ class Evaluation(Reported):
                 right = sum(score >= self.perfect for score in scores)
                 ways = math.comb(len(scores), k)
                 wrong = math.comb(len(scores) - right, k)
-                chances.setdefault(row.key, []).append((1 - wrong / ways, math.comb(right, k) / ways))
+                keys.append(row.key)
+                any_right.append(1 - wrong / ways)
+                all_right.append(math.comb(right, k) / ways)
                 answers += len(scores)
-        columns = [[fmean(part) for part in zip(*draws, strict=True)] for draws in chances.values()]
-        one, every = ([column[place] for column in columns] for place in (0, 1))
-        return Passes(*(score_of(part, graded=False, answers=answers) for part in (one, every)))
-
-    def means(self) -> dict[str, float]:
-        """Return the mean score of each input, by its key; inputs without a score are left out."""
-        return _means(self.rows)
+        means = means_by_input(keys, any_right, all_right)
+        return Passes(*(score_of(part, graded=False, answers=answers) for part in means))
 
     def _score_of(self, rows: Sequence[EvaluatedRow]) -> Measured:
-        answers = sum(draw.score is not None for row in rows for draw in row.draws)
-        means = list(_means(rows).values())
-        return score_of(means, graded=self.is_graded, highest=self.perfect, answers=answers)
+        (means,) = means_by_input([row.key for row in rows], [row.score for row in rows])
+        return score_of(means, graded=self.is_graded, highest=self.perfect, answers=_answers(rows))
 
     def compare(self, after: Evaluation) -> Comparison:
         """Compare this evaluation with a later one, or another agent's, on the inputs that both have.
@@ -359,13 +356,15 @@ class Comparison(Carded):
     Attributes:
         before, after: the evaluations.
         changes: the rows that have a score in both.
-        gain: the paired difference of the inputs in both, with its interval; `gain.is_clear` and `gain.is_loss`.
+        scores: the mean scores of the inputs in both, before and after.
+        gain: their paired difference, with its interval; `gain.is_clear` and `gain.is_loss`.
         notes: what the difference may be due to other than the agent.
     """
 
     before: Evaluation
     after: Evaluation
     changes: Sequence[ChangedRow]
+    scores: tuple[Measured, Measured]
     gain: Gain
     notes: Sequence[str]
 
@@ -386,10 +385,13 @@ class Comparison(Carded):
                 f"two evaluations must have rows with equal inputs that both could score (got none among "
                 f"{len(before.rows)} and {len(after.rows)} rows)"
             )
-        graded = before.is_graded or after.is_graded
-        highest = max(before.perfect, after.perfect)
-        gain = Gain.of(*_by_input(changes, _score), graded=graded, highest=highest)
-        return cls(before, after, changes, gain, _notes(before, after, pairs, changes))
+        old, new, gain = compared(
+            *_by_input(changes, lambda row: row.score),
+            graded=before.is_graded or after.is_graded,
+            highest=max(before.perfect, after.perfect),
+            answers=(_answers(one.before for one in changes), _answers(one.after for one in changes)),
+        )
+        return cls(before, after, changes, (old, new), gain, _notes(before, after, pairs, changes))
 
     @property
     def won(self) -> Changes:
@@ -412,7 +414,7 @@ class Comparison(Carded):
         """
         if measure not in MEASURES:
             raise ValueError(f'measure must be "tokens", "cost", "seconds" or "calls" (got {measure!r})')
-        interval = ratio_interval(*_by_input(self.changes, lambda row: getattr(row, measure) or 0.0))
+        interval = ratio_interval(*_by_input(self.changes, lambda row: getattr(row, measure)))
         return None if interval is None else Ratio(*interval)
 
     @property
@@ -421,8 +423,9 @@ class Comparison(Carded):
         said = (
             "Better" if self.gain.is_clear else "Worse" if self.gain.is_loss else "No difference beyond noise"
         )
-        means = [fmean(part) for part in _by_input(self.changes, _score)]
-        before, after = (f"{mean:.3g}" if self.gain.graded else f"{100 * mean:.1f} %" for mean in means)
+        before, after = (
+            f"{one.mean:.3g}" if self.gain.graded else f"{100 * one.mean:.1f} %" for one in self.scores
+        )
         rows = counted(self.gain.rows, "row")
         return f"{said}: {self.gain.amount} (95 %: {self.gain.interval}) on {rows}, {before} before and {after} after."
 
@@ -447,15 +450,10 @@ class Comparison(Carded):
     @property
     def card(self) -> Card:
         """The card that a notebook shows: the scores of the compared rows, and those that changed."""
-        answers = sum(draw.score is not None for one in self.changes for draw in one.after.draws)
-        scores = [
-            score_of(part, graded=self.gain.graded, highest=self.after.perfect, answers=answers)
-            for part in _by_input(self.changes, _score)
-        ]
         return Card(
             verdict=self.verdict,
             tone=self.gain.tone,
-            bars=[Bar.of(name, score) for name, score in zip(("before", "after"), scores, strict=True)],
+            bars=[Bar.of(name, score) for name, score in zip(("before", "after"), self.scores, strict=True)],
             on=counted(self.gain.rows, "row"),
             facts=self.figures(),
             start=self.before.prompts,
@@ -471,12 +469,8 @@ class Comparison(Carded):
 _PLAIN: Final = ("name", "metric", "perfect", "replayed", "judged", "paid", "minutes", "run", "home")
 
 
-def _means(rows: Sequence[EvaluatedRow]) -> dict[str, float]:
-    groups: dict[str, list[float]] = {}
-    for row in rows:
-        if row.score is not None:
-            groups.setdefault(row.key, []).append(row.score)
-    return {key: fmean(scores) for key, scores in groups.items()}
+def _answers(rows: Iterable[EvaluatedRow]) -> int:
+    return sum(draw.score is not None for row in rows for draw in row.draws)
 
 
 def _notes(
@@ -505,16 +499,10 @@ def _notes(
     return notes
 
 
-def _score(row: EvaluatedRow) -> float:
-    return row.score or 0.0
-
-
 def _by_input(
-    changes: Sequence[ChangedRow], value: Callable[[EvaluatedRow], float]
+    changes: Sequence[ChangedRow], value: Callable[[EvaluatedRow], float | None]
 ) -> tuple[list[float], list[float]]:
     """Return the mean of a row's figure for each input, before and after."""
-    groups: dict[str, list[ChangedRow]] = defaultdict(list)
-    for one in changes:
-        groups[one.after.key].append(one)
-    columns = [[fmean(value(one[place]) for one in group) for group in groups.values()] for place in (0, 1)]
-    return columns[0], columns[1]
+    sides = ([value(one[place]) for one in changes] for place in (0, 1))
+    before, after = means_by_input([one.after.key for one in changes], *sides)
+    return before, after

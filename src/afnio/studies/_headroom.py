@@ -40,8 +40,8 @@ from afnio.runtime.events import StepEnded, subscribed
 from afnio.stats import p_value
 from afnio.studies._needs import CallCount, cost_factors
 from afnio.studies._result import in_time
-from afnio.studies._rows import Row, by_input, distinct, in_words, read_rows
-from afnio.studies._scoring import Scored, Scoring, paired, takes_expected, wanted_by
+from afnio.studies._rows import Row, by_input, distinct, in_words, means_by_input, read_rows
+from afnio.studies._scoring import Scored, Scoring, takes_expected, wanted_by
 from afnio.studies._study import Study, job
 from afnio.studies._subject import Subject
 from afnio.utils.data import DataLoader
@@ -310,7 +310,7 @@ class HeadroomTest(Study):
         gain = None
         is_found = False
         if new is not None:
-            before, after = paired(final, *(Scored(one.scores) for one in (old, new)))
+            before, after = means_by_input([row.key for row in final], old.scores, new.scores)
             graded = any(score not in (0, 1) for score in (*before, *after))
             gain = Gain.of(before, after, graded=graded, highest=self.perfect)
             changes = [b - a for a, b in zip(before, after, strict=True)]

@@ -18,7 +18,6 @@ negative. Left out, the rows that a prompt breaks would count in its favour.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
@@ -34,7 +33,7 @@ from afnio.runtime._waiting import scope
 from afnio.runtime.events import StepEnded, emit, subscribed
 from afnio.stats import p_value
 from afnio.studies._needs import CallCount
-from afnio.studies._rows import Row
+from afnio.studies._rows import Row, means_by_input
 from afnio.studies._scoring import Scored, Scoring, check_crashes
 from afnio.studies._training import shown
 
@@ -73,12 +72,8 @@ class HeldScores:
     def of(cls, rows: Sequence[Row], looks: Sequence[Scored]) -> Self:
         """Compare passes over the same rows. A row that crashed scores 0, or the lowest score if that is lower."""
         lowest = min([0.0, *(score for look in looks for score in look.scores if score is not None)])
-        means = []
-        for look in looks:
-            by_key: dict[str, list[float]] = {}
-            for row, score in zip(rows, look.scores, strict=True):
-                by_key.setdefault(row.key, []).append(lowest if score is None else score)
-            means.append([math.fsum(scores) / len(scores) for scores in by_key.values()])
+        scores = ([lowest if score is None else score for score in look.scores] for look in looks)
+        means = means_by_input([row.key for row in rows], *scores)
         return cls(rows, looks, means[0], means[-1])
 
     @property

@@ -30,7 +30,7 @@ from typing import Any, Final, Self, final
 import anyio.to_thread
 
 from afnio import cognitive as cog
-from afnio._figures import Gain, foreseen, score_of
+from afnio._figures import Gain, Measured, compared, foreseen
 from afnio.errors import BudgetExceeded, UnknownPriceError
 from afnio.models._backward_model import set_backward_model_client
 from afnio.models._client import ChatClient, ChatModel
@@ -430,13 +430,13 @@ class Optimization(Study):
         if training.weakness is not None:
             self.notes.append(training.weakness)
         candidate = self.subject.texts
-        compared: HeldScores | None = None
+        tested: HeldScores | None = None
         try:
             if crossed is not None:
-                compared = await crossed.judge()
+                tested = await crossed.judge()
             elif groups:
-                compared = await held.judge(self.start)
-                stop = compared.verdict
+                tested = await held.judge(self.start)
+                stop = tested.verdict
                 if stop is not None and stop.stopped and training.goes_on(held.rest.runs):
                     self.notes.append(
                         f"the first held-out rows stopped a first result ({evidence(stop)}); what it left of the "
@@ -445,15 +445,15 @@ class Optimization(Study):
                     await training.run(run, _gone_since(started))
                     if self.subject.texts != self.start:
                         candidate = self.subject.texts
-                        compared = await held.rest.judge(self.start)
+                        tested = await held.rest.judge(self.start)
         except BudgetExceeded as error:  # a row cost more than was reserved for it
-            compared = None
+            tested = None
             training.ended = f"the budget ended before all held-out rows were scored ({error.limit})"
         self.notes += training.notes
-        if compared is None:
+        if tested is None:
             self.subject.write(self.start)
         trained_on = self.splits.train if crossed is None else [*crossed.trained, *self.subject.rules.guards]
-        return self._result(run, spending, training, compared, started, candidate, trained_on)
+        return self._result(run, spending, training, tested, started, candidate, trained_on)
 
     async def _first_look(self) -> Amount:
         """Score the start prompts on a few training rows. Returns what a row costs."""
@@ -488,12 +488,12 @@ class Optimization(Study):
         run: Run,
         spending: Budget,
         training: TrainingRun,
-        compared: HeldScores | None,
+        tested: HeldScores | None,
         started: float,
         candidate: Mapping[str, str],
         trained_on: Sequence[Row],
     ) -> Result:
-        found = HeldScores() if compared is None else compared
+        found = HeldScores() if tested is None else tested
         gate = found.verdict
         graded = any(score not in (None, 0, 1) for look in found.looks for score in look.scores)
         unit = "rows" if len(found.before) * self.draws == len(found.rows) else "inputs"
@@ -504,26 +504,25 @@ class Optimization(Study):
         )
         on += f", {self.draws} draws each" if self.draws > 1 else ""
         # The first rows of a result that was stopped show more harm than there is, so nothing is measured by them.
-        is_measured = compared is not None and not (gate is not None and gate.stopped)
-        gain = before = after = None
+        is_measured = tested is not None and not (gate is not None and gate.stopped)
+        gain: Gain | None = None
+        before: Measured | None = None
+        after: Measured | None = None
         if is_measured:
-            before, after = (
-                score_of(scores, graded=graded, highest=self.perfect, answers=len(found.rows))
-                for scores in (found.before, found.after)
+            before, after, gain = compared(
+                found.before,
+                found.after,
+                graded=graded,
+                highest=self.perfect,
+                answers=(len(found.rows), len(found.rows)),
+                confidence=found.confidence,
+                trainings=1 + self.cross_fit,
             )
-            if gate is not None:
-                gain = Gain.of(
-                    found.before,
-                    found.after,
-                    graded=graded,
-                    highest=self.perfect,
-                    confidence=found.confidence,
-                    trainings=1 + self.cross_fit,
-                )
+        gain = None if gate is None else gain  # without new prompts there is nothing to compare
         spent = spending.ledger.total
         return Result(
             verdict=verdict_of(gain, gate, on=on, vetoed=training.vetoed)
-            if compared is not None
+            if tested is not None
             else UNTESTED
             if self.splits.held
             else f"Not measured: {len(self.splits.train)} rows. {KEPT}",

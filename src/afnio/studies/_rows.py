@@ -16,8 +16,9 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Final, Self, final
 
 from afnio.autodiff._variable import Variable
@@ -220,6 +221,19 @@ def by_input(rows: Sequence[Row]) -> list[list[Row]]:
     for row in rows:
         groups.setdefault(row.key, []).append(row)
     return list(groups.values())
+
+
+def means_by_input(keys: Iterable[str], *columns: Iterable[float | None]) -> list[list[float]]:
+    """Return the mean of each input's values in each column. A row without a value in one of them is left out.
+
+    >>> means_by_input(["a", "b", "a"], [0, 1, 1], [1, None, 1])
+    [[0.5], [1.0]]
+    """
+    groups: dict[str, list[tuple[Any, ...]]] = {}
+    for key, *values in zip(keys, *columns, strict=True):
+        if None not in values:
+            groups.setdefault(key, []).append(tuple(values))
+    return [[fmean(row[place] for row in rows) for rows in groups.values()] for place in range(len(columns))]
 
 
 def distinct(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:

@@ -218,16 +218,6 @@ class Scored:
         return Scored(self.scores + other.scores, self.outputs + other.outputs, self.errors + other.errors)
 
 
-def paired(rows: Sequence[Row], old: Scored, new: Scored) -> tuple[list[float], list[float]]:
-    """Return the mean scores of each input, over its rows that have both scores."""
-    groups: dict[str, list[tuple[float, float]]] = {}
-    for row, a, b in zip(rows, old.scores, new.scores, strict=True):
-        if a is not None and b is not None:
-            groups.setdefault(row.key, []).append((a, b))
-    means = [[sum(column) / len(pairs) for column in zip(*pairs, strict=True)] for pairs in groups.values()]
-    return [a for a, _ in means], [b for _, b in means]
-
-
 def check_draws(draws: Any) -> None:
     """Raise if it isn't a number of draws."""
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:

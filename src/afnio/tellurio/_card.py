@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self, final
 
-from afnio._figures import Gain, Measured, counted, score_of
+from afnio._figures import Measured, compared, counted, score_of
 from afnio.tellurio._compare import Scores, kind_of
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import CandidateRecord, SampleRecord
@@ -202,11 +202,8 @@ def _tested(reader: StoreReader, run: str, *, rows: bool) -> Card | None:
             looks,
             top,
         )
-    before, after = [first[one] for one in both], [last[one] for one in both]
-    gain, on = Gain.of(before, after, graded=graded), counted(len(both), "test row")
-    bars = [
-        Bar.of(name, score_of(part, graded=graded)) for name, part in (("before", before), ("after", after))
-    ]
+    before, after, gain = compared([first[one] for one in both], [last[one] for one in both], graded=graded)
+    bars, on = [Bar.of("before", before), Bar.of("after", after)], counted(len(both), "test row")
     facts.insert(0, ("gain", str(gain)))
     return Card(gain.claim(on), gain.tone, bars, on, facts, start, prompts, looks, top)
 
