@@ -71,6 +71,7 @@ def listed(studio: Studio, query: str) -> list[str]:
         ("?q=_lways", []),
         ("?q=no()&show=wrong", ["loses", "never", "back to wrong"]),
         ("?show=failed&phase=epoch+0/val", ["wins", "never", "back to wrong"]),
+        ("?show=every&q=about+wins", ["wins"] * 3),
         ("?show=nonsense", list(PAST)),
     ],
 )
@@ -83,6 +84,33 @@ def test_each_filter_says_how_many_it_has(studio: Studio) -> None:
     page = studio.page(studio.run("calm-lynx") + "/samples").text
     counts = dict(re.findall(r'<option value="(\w*)"[^>]*>[\w ,]+ \((\d+)\)', page))
     assert counts == {"": "6", "wrong": "3", "gained": "1", "lost": "1", "never": "1", "unstable": "2"}
+
+
+def test_the_list_shows_how_each_sample_did_so_far(studio: Studio) -> None:
+    """A filled dot for each right evaluation and an empty one for each wrong one, the oldest first."""
+    page = studio.page(studio.run("calm-lynx") + "/samples").text
+    cells = re.findall(r'<span class="past"[^>]*>(.*?)</span></td>', page)
+    dots = [re.sub(r"<[^>]+>", "", cell) for cell in cells]
+    assert dots == ["".join("○●"[right] for right in past) for past in reversed(PAST.values())]
+
+
+def test_older_leads_to_each_sample_once(tmp_path: Path) -> None:
+    with MadeRun(tmp_path / "acme" / "one.db", "calm-wren") as run:
+        for number in range(250):
+            run.insert(
+                "samples", node="run/1", lane=number, phase="val", key=str(number), prediction="a", target="a",
+                score=1, success=1, time=run.time,
+            )  # fmt: skip
+    seen: list[int] = []
+    with started(tmp_path) as studio:
+        path = studio.run("calm-wren") + "/samples"
+        query: str | None = ""
+        while query is not None and len(seen) <= 250:
+            text = studio.page(path + query).text
+            seen += [int(n) for n in re.findall(r'class="row-link clip" href="[^"]*/samples/(\d+)"', text)]
+            older = re.search(r'rel="next" href="(\?before=[^"]+)"', text)
+            query = older and older.group(1).replace("&amp;", "&")
+    assert seen == list(range(250, 0, -1))
 
 
 def test_answers_by_target(tmp_path: Path) -> None:
