@@ -39,7 +39,7 @@ from afnio.tellurio._control import give
 from afnio.tellurio._queries import StoreReader
 from afnio.tellurio._records import RunRecord
 from afnio.tellurio._store import find_store
-from afnio.tellurio.studio._comparison import MOST_RUNS, Compared, compare_page, compared
+from afnio.tellurio.studio._comparison import MOST_RUNS, ComparedRun, compare_page, compared
 from afnio.tellurio.studio._orders import MOST_BYTES, order_of
 from afnio.tellurio.studio._runs import Tallies, figures, run_page, runs_page
 from afnio.tellurio.studio._sample import (
@@ -205,7 +205,7 @@ def text(request: Request) -> Response:
 def compare(request: Request) -> Response:
     """Runs side by side. The first one is the baseline."""
     keys = list(dict.fromkeys(request.query_params.getlist("run")))[:MOST_RUNS]
-    found: list[Compared] = []
+    found: list[ComparedRun] = []
     for key in keys:
         namespace, _, rest = key.partition("/")
         project, _, wanted = rest.partition("/")

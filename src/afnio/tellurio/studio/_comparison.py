@@ -30,7 +30,7 @@ DIFFERENT: Final = 20
 COMPARED_PARAMETERS: Final = 20
 
 
-class Compared(NamedTuple):
+class ComparedRun(NamedTuple):
     """One run's part in a comparison."""
 
     run: RunRecord
@@ -41,9 +41,9 @@ class Compared(NamedTuple):
     headline: Headline | None
 
 
-def compared(reader: StoreReader, run: RunRecord, tallies: Tallies) -> Compared:
+def compared(reader: StoreReader, run: RunRecord, tallies: Tallies) -> ComparedRun:
     """Read one run's part in a comparison."""
-    return Compared(
+    return ComparedRun(
         run,
         tallies.of(reader, run).total,
         {name: reader.metric_points(run.id, name) for name in reader.metric_names(run.id)[:COMPARED_METRICS]},
@@ -53,7 +53,7 @@ def compared(reader: StoreReader, run: RunRecord, tallies: Tallies) -> Compared:
     )
 
 
-def compare_page(runs: Sequence[Compared]) -> dict[str, Any]:
+def compare_page(runs: Sequence[ComparedRun]) -> dict[str, Any]:
     """Return the page. The first run is the baseline."""
     base, rest = runs[0], runs[1:]
     names = list(dict.fromkeys(name for one in runs for name in one.metrics if one.metrics[name]))
@@ -91,12 +91,12 @@ def _pair(pairs: Mapping[tuple[str, str], RunComparison], run: str, other: str) 
     return main._replace(won=main.lost, lost=main.won, difference=-main.difference, low=low, high=high)
 
 
-def _query(base: Compared, runs: Sequence[Compared]) -> str:
+def _query(base: ComparedRun, runs: Sequence[ComparedRun]) -> str:
     """Return the query of the same comparison with another baseline."""
     return urlencode([("run", one.run.key) for one in (base, *(one for one in runs if one is not base))])
 
 
-def last_and_best(one: Compared, name: str) -> dict[str, Any] | None:
+def last_and_best(one: ComparedRun, name: str) -> dict[str, Any] | None:
     """Return a metric's last value, and its best one if it is the run's headline; None if the run doesn't have it."""
     points = one.metrics.get(name)
     if not points:
@@ -121,13 +121,13 @@ class Difference(NamedTuple):
         samples: how many are worse in the other run, and some of them; then the same of those that are better.
     """
 
-    other: Compared
+    other: ComparedRun
     claim: str
     lines: list[tuple[str, Paired]]
     samples: list[tuple[str, int, list[DifferentSample]]]
 
 
-def difference_of(base: Compared, other: Compared, comparison: RunComparison) -> Difference:
+def difference_of(base: ComparedRun, other: ComparedRun, comparison: RunComparison) -> Difference:
     """Return the difference of a run from the baseline: tests first, all samples last."""
     phases = [
         (phases_title(one), one.paired) for one in (*comparison.kinds, *comparison.same) if one.paired.samples
@@ -140,7 +140,7 @@ def difference_of(base: Compared, other: Compared, comparison: RunComparison) ->
 
 
 def different_samples(
-    base: Compared, other: Compared, test: PhaseComparison | None
+    base: ComparedRun, other: ComparedRun, test: PhaseComparison | None
 ) -> list[tuple[str, int, list[DifferentSample]]]:
     """Return the samples that did worse, and those that did better, in the phases that the claim is about."""
     phases = (None, None) if test is None else (test.first, test.second)
@@ -182,7 +182,7 @@ def phases_title(phases: PhaseComparison) -> str:
     return " vs ".join(names)
 
 
-def prompt_differences(base: Compared, other: Compared) -> list[tuple[str, list[Shown]]]:
+def prompt_differences(base: ComparedRun, other: ComparedRun) -> list[tuple[str, list[Shown]]]:
     """Return the differences of the parameters that are in both runs and ended with other values."""
     return [
         (role, shown_diff(base.prompts[role], value))
@@ -191,7 +191,7 @@ def prompt_differences(base: Compared, other: Compared) -> list[tuple[str, list[
     ]
 
 
-def shared_curves(runs: Sequence[Compared], names: Sequence[str]) -> list[dict[str, Any]]:
+def shared_curves(runs: Sequence[ComparedRun], names: Sequence[str]) -> list[dict[str, Any]]:
     """Return a chart for each metric that several runs have; if there is none, one for the first metric."""
     several = [name for name in names if sum(name in one.metrics for one in runs) > 1] or list(names[:1])
     return [
