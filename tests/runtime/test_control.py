@@ -127,7 +127,7 @@ async def test_limits_hold_for_the_run_over_all_accounts() -> None:
 
 
 def partial_call(wire: Wire, gate: RunGate, number: int) -> Callable[[], Any]:
-    account = replace(made(None, 1.0).account, key_digest=str(number % 3))
+    account = made(None, 1.0).account._replace(key_digest=str(number % 3))
     return lambda: wire.call(str(number), gate, account=account)
 
 

@@ -24,7 +24,7 @@ import afnio
 from afnio.testing import ScriptedClient
 
 TIMES = re.compile(r"\d+:\d\d, \d+:\d\d left  [\d.,]+ samples/s|\d+:\d\d(?=  |$)|(?<=time )\d+:\d\d")
-TRAIN, VAL = "train score 0.4000 (0.29 to 0.52)", "val score 0.7458 (0.62 to 0.84)"
+TRAIN, VAL = "train score 0.4000 (0.28 to 0.53)", "val score 0.7458 (0.61 to 0.85)"
 EPOCH = f"epoch 1/5, {TRAIN}, {VAL}, 2 samples failed, time _, cost unknown"
 BEGINNING = "fit Agent, 66 samples an epoch, 5 epochs, validation on 60"
 
@@ -52,7 +52,7 @@ def test_a_wide_terminal() -> None:
             "printed by the program",
             "WARNING:program:logged by the program",
             "Agent  epoch 1/5  step 1  _",
-            f"train  {'━' * 20}{'─' * 20} 33/66  score 0.2812 (0.16 to 0.45)  1 failed",
+            f"train  {'━' * 20}{'─' * 20} 33/66  score 0.2812 (0.14 to 0.47)  1 failed",
         ]
         assert re.fullmatch(r"\d+ calls  3 retried  1 failed  \S+ tokens  cost unknown", lines[5])
         assert lines[6] == "a call failed: FinalModelError: 400 the message is too long"
@@ -61,8 +61,8 @@ def test_a_wide_terminal() -> None:
         assert lines[3:7] == [
             spread(EPOCH),
             "Agent  epoch 2/5  step 3  _  best val score 0.7458",
-            f"train  {'━' * 20}{'─' * 20} 33/66  score 0.7500 (0.58 to 0.87)  1 failed",
-            f"val    {'━' * 40} 60/60  score 0.7458 (0.62 to 0.84)  1 failed",
+            f"train  {'━' * 20}{'─' * 20} 33/66  score 0.7500 (0.56 to 0.88)  1 failed",
+            f"val    {'━' * 40} 60/60  score 0.7458 (0.61 to 0.85)  1 failed",
         ]
         screen.enter()
         lines = timeless(screen.until("fit of"))
@@ -84,9 +84,9 @@ def test_a_narrow_terminal_without_colours() -> None:
         assert "best val score 0.7458" in shown[1]
         assert shown[2:6] == [
             f"train  {'━' * 10}{'─' * 10} 33/66",
-            "       score 0.7500 (0.58 to 0.87)  1 failed",
+            "       score 0.7500 (0.56 to 0.88)  1 failed",
             f"val    {'━' * 20} 60/60",
-            "       score 0.7458 (0.62 to 0.84)  1 failed",
+            "       score 0.7458 (0.61 to 0.85)  1 failed",
         ]
         assert max(map(len, shown)) <= 60
         screen.until("fit of")
@@ -215,7 +215,7 @@ def test_a_test_pass_has_its_own_words(tmp_path: Path, capsys: pytest.CaptureFix
     begun, ended = lines_of(capsys)
     assert begun == "test Agent, 4 samples" or begun == "test Agent"
     assert re.fullmatch(
-        r"test of Agent, 4 samples, score 0\.6667 \(0\.21 to 0\.94\), 1 failed, 0:0\d, 3 calls, 1 failed, "
+        r"test of Agent, 4 samples, score 0\.6667 \(0\.13 to 0\.98\), 1 failed, 0:0\d, 3 calls, 1 failed, "
         r"\d+ tokens, cost unknown",
         ended,
     )
@@ -230,7 +230,7 @@ def test_without_validation_an_epoch_is_kept_at_its_end(
     fitted(Agent(ScriptedClient(replies)), made, batches)
     begun, epoch, ended = lines_of(capsys)
     assert begun == "fit Agent, 1 epoch"
-    assert epoch.startswith("epoch 1/1, train score 1.0000 (0.34 to 1.00), time 0:0")
+    assert epoch.startswith("epoch 1/1, train score 1.0000 (0.20 to 1.00), time 0:0")
     assert ended.startswith("fit of Agent, 2 steps, 0:0")
 
 
