@@ -94,6 +94,24 @@ def test_the_list_shows_how_each_sample_did_so_far(studio: Studio) -> None:
     assert dots == ["".join("○●"[right] for right in past) for past in reversed(PAST.values())]
 
 
+def test_the_outcomes_stand_in_columns_of_steps(studio: Studio) -> None:
+    """A heat map: the steps by name, in order, each a link to its samples alone, and a dot where a sample wasn't."""
+    page = studio.page(studio.run("best-second") + "/samples").text
+    head = page.partition('<span class="past"')[2].partition("</th>")[0]
+    steps = re.findall(r'<a href="\?([^"]*)"[^>]*><span>([^<]*)</span>', head)
+    assert [name for _, name in steps] == [
+        "test", "epoch 1/step 1", "epoch 2/step 2", "val step 1", "epoch 3/step 3", "val step 2", "val step 3",
+        "test#2",
+    ]  # fmt: skip
+    rows = re.findall(
+        r'row-link clip" href="[^"]*">([^<]*)</a>.*?<span class="past"(.*?)</td>', page, re.DOTALL
+    )
+    circles = {name: "".join(re.findall("[○●·]", cells)) for name, cells in rows}
+    assert (circles["m9"], circles["m0"]) == ("·○○·○···", "●··●·●●●")
+    only = studio.page(studio.run("best-second") + "/samples?" + steps[3][0].replace("&amp;", "&")).text
+    assert only.count('<tr class="row">') == 4
+
+
 def test_older_leads_to_each_sample_once(tmp_path: Path) -> None:
     with MadeRun(tmp_path / "acme" / "one.db", "calm-wren") as run:
         for number in range(250):

@@ -44,6 +44,7 @@ from afnio.tellurio._records import (
     Headline,
     MetricRecord,
     NodeRecord,
+    Outcome,
     ParameterLength,
     ParameterRecord,
     PhaseRecord,
@@ -541,22 +542,17 @@ class StoreReader:
         condition, values = _in_phase(phase) or ("1", [])
         return HISTORIES.format(phase=condition), values
 
-    def _past(
-        self, run_id: str, key: str | None, phase: str | None, most: int
-    ) -> tuple[tuple[str, bool, float | None], ...]:
+    def _past(self, run_id: str, key: str | None, phase: str | None, most: int) -> tuple[Outcome, ...]:
         if not most:
             return ()
         condition, values = _in_phase(phase) or ("1", [])
         order = f"id + {RESULT_LAST} * (phase GLOB '*held/result*')"
         where = f"WHERE run_id = ? AND key = ? AND {condition} ORDER BY {order} DESC LIMIT ?"
         rows = self._all(
-            f"SELECT phase, success, score FROM samples INDEXED BY samples_by_key {where}",
-            run_id,
-            key,
-            *values,
-            most,
-        )
-        return tuple((row[0], bool(row[1]), row[2]) for row in reversed(rows))
+            f"SELECT phase, success, score, {order} FROM samples INDEXED BY samples_by_key {where}",
+            run_id, key, *values, most,
+        )  # fmt: skip
+        return tuple(Outcome(row[0], bool(row[1]), row[2], row[3]) for row in reversed(rows))
 
     def fates(self, run_id: str, phase: str | None = None) -> dict[str, int]:
         """How many samples a run has ("all"), and how many did each of `FATES`."""

@@ -252,19 +252,28 @@ class SampleRecord:
     inputs: str | None = None
 
 
+class Outcome(NamedTuple):
+    """How a sample did in one evaluation; `place` orders the evaluations of a run."""
+
+    phase: str
+    right: bool
+    score: float | None
+    place: int
+
+
 class SampleHistory(NamedTuple):
     """A sample by its last evaluation, and how it did in all of them.
 
     Attributes:
         times: how often it was evaluated, and `right` how often it was right.
-        past: the outcomes of its last evaluations in order, each with its phase and score.
+        past: the outcomes of its last evaluations in order.
         place: by which a list goes on.
     """
 
     last: SampleRecord
     times: int
     right: int
-    past: tuple[tuple[str, bool, float | None], ...]
+    past: tuple[Outcome, ...]
     place: int
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 from afnio.tellurio._queries import FATES, StoreReader
-from afnio.tellurio._records import NodeRecord, RunRecord, SampleHistory, SampleRecord
+from afnio.tellurio._records import NodeRecord, Outcome, RunRecord, SampleHistory, SampleRecord
 from afnio.tellurio.studio._text import query_number
 
 # Samples or calls of one page.
@@ -42,15 +42,18 @@ def samples_page(reader: StoreReader, run: RunRecord, asked: dict[str, str]) -> 
     # Samples without inputs of their own can't be told apart.
     show = asked.get("show", "") if counts["all"] else "every"
     rows = histories(reader, run, asked, show, PER_PAGE + 1, past=PAST)
+    steps, cells = heat_map([one.past for one in rows[:PER_PAGE]])
     is_few = show not in EVERY and counts["all"] <= CONFUSED
     return {
         "run": run,
-        "samples": rows[:PER_PAGE],
+        "samples": list(zip(rows, cells, strict=False)),
+        "steps": steps,
         "next": rows[PER_PAGE - 1].place if len(rows) > PER_PAGE else None,
         "counts": counts,
         "choices": [(name, title, counts.get(name or "all")) for name, title in SHOWN.items()],
         "confusion": confusion_table(reader.confusion(run.id, phase)) if is_few else None,
         "query": urlencode([(name, asked[name]) for name in ("q", "phase", "show") if asked.get(name)]),
+        "unphased": urlencode([(name, asked[name]) for name in ("q", "show") if asked.get(name)]),
         "asked": {**{name: asked.get(name, "") for name in ("q", "phase", "before")}, "show": show},
     }
 
@@ -69,7 +72,7 @@ SHOWN: Final = {
 EVERY: Final = ("every", "failed")
 # Samples up to which answers are counted by target: more would slow the page down.
 CONFUSED: Final = 20_000
-# Outcomes of a sample that a list shows.
+# Outcomes of a sample that are read for a list, and steps that it shows.
 PAST: Final = 24
 
 
@@ -88,6 +91,49 @@ def histories(
         run.id, before=_before(asked), limit=limit, newest=True, phase=phase, success=success, words=words
     )
     return [SampleHistory(one, 1, int(one.success), (), one.id) for one in records]
+
+
+class Cell(NamedTuple):
+    """How a sample did in one step: a circle that is as full as its score, and the score or None if not evaluated."""
+
+    circle: str
+    right: bool
+    score: float | None
+
+
+_BATCH: Final = re.compile(r"/batch \d+$")
+
+
+def heat_map(pasts: Sequence[Sequence[Outcome]]) -> tuple[list[str], list[list[Cell]]]:
+    """Return the last steps in which samples were evaluated, and for each sample a cell for each step.
+
+    The draws of a step are one cell: their mean.
+
+    >>> steps, cells = heat_map([(Outcome("step 1", False, 0.5, 1), Outcome("held", True, 1.0, 3)), ()])
+    >>> steps, ["".join(cell.circle for cell in row) for row in cells]
+    (['step 1', 'held'], ['◑●', '··'])
+    """
+    places: dict[str, int] = {}
+    by_step: list[dict[str, list[Outcome]]] = []
+    for past in pasts:
+        steps: dict[str, list[Outcome]] = {}
+        for one in past:
+            step = _BATCH.sub("", one.phase)
+            places[step] = max(one.place, places.get(step, 0))
+            steps.setdefault(step, []).append(one)
+        by_step.append(steps)
+    columns = sorted(places, key=places.__getitem__)[-PAST:]
+    return columns, [[_cell_of(row.get(step, [])) for step in columns] for row in by_step]
+
+
+def _cell_of(outcomes: Sequence[Outcome]) -> Cell:
+    if not outcomes:
+        return Cell("·", False, None)
+    scores = [float(one.right) if one.score is None else one.score for one in outcomes]
+    score, right = sum(scores) / len(scores), all(one.right for one in outcomes)
+    # A full circle is for right alone: scores needn't be between 0 and 1.
+    circle = "●" if right else "○◔◑◕"[round(3.49 * min(max(score, 0.0), 1.0))]
+    return Cell(circle, right, score)
 
 
 class Confusion(NamedTuple):
