@@ -116,7 +116,7 @@ ANSWERS = {
     },
     "f what did it cost, by whom?": {
         "optimize": r"chat student unpriced, [\d,]+ tokens",
-        "stormy-crane": r"Calls of .* Cost forward m",
+        "stormy-crane": r"Calls of .* Cost .*forward m",
     },
     "g how do I take the prompt out?": {
         "optimize": r"Copy Download.*afnio prompts export .*load_prompts\(",

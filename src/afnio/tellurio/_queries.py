@@ -44,9 +44,9 @@ from afnio.tellurio._records import (
     Headline,
     MetricRecord,
     NodeRecord,
-    Outcome,
     ParameterLength,
     ParameterRecord,
+    PastScore,
     PhaseRecord,
     RetryRecord,
     RunPulse,
@@ -542,7 +542,7 @@ class StoreReader:
         condition, values = _in_phase(phase) or ("1", [])
         return HISTORIES.format(phase=condition), values
 
-    def _past(self, run_id: str, key: str | None, phase: str | None, most: int) -> tuple[Outcome, ...]:
+    def _past(self, run_id: str, key: str | None, phase: str | None, most: int) -> tuple[PastScore, ...]:
         if not most:
             return ()
         condition, values = _in_phase(phase) or ("1", [])
@@ -552,7 +552,7 @@ class StoreReader:
             f"SELECT phase, success, score, {order} FROM samples INDEXED BY samples_by_key {where}",
             run_id, key, *values, most,
         )  # fmt: skip
-        return tuple(Outcome(row[0], bool(row[1]), row[2], row[3]) for row in reversed(rows))
+        return tuple(PastScore(row[0], bool(row[1]), row[2], row[3]) for row in reversed(rows))
 
     def fates(self, run_id: str, phase: str | None = None) -> dict[str, int]:
         """How many samples a run has ("all"), and how many did each of `FATES`."""

@@ -252,7 +252,7 @@ class SampleRecord:
     inputs: str | None = None
 
 
-class Outcome(NamedTuple):
+class PastScore(NamedTuple):
     """How a sample did in one evaluation; `place` orders the evaluations of a run."""
 
     phase: str
@@ -273,7 +273,7 @@ class SampleHistory(NamedTuple):
     last: SampleRecord
     times: int
     right: int
-    past: tuple[Outcome, ...]
+    past: tuple[PastScore, ...]
     place: int
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 from afnio.tellurio._queries import FATES, StoreReader
-from afnio.tellurio._records import NodeRecord, Outcome, RunRecord, SampleHistory, SampleRecord
+from afnio.tellurio._records import NodeRecord, PastScore, RunRecord, SampleHistory, SampleRecord
 from afnio.tellurio.studio._text import query_number
 
 # Samples or calls of one page.
@@ -104,19 +104,19 @@ class Cell(NamedTuple):
 _BATCH: Final = re.compile(r"/batch \d+$")
 
 
-def heat_map(pasts: Sequence[Sequence[Outcome]]) -> tuple[list[str], list[list[Cell]]]:
+def heat_map(pasts: Sequence[Sequence[PastScore]]) -> tuple[list[str], list[list[Cell]]]:
     """Return the last steps in which samples were evaluated, and for each sample a cell for each step.
 
     The draws of a step are one cell: their mean.
 
-    >>> steps, cells = heat_map([(Outcome("step 1", False, 0.5, 1), Outcome("held", True, 1.0, 3)), ()])
+    >>> steps, cells = heat_map([(PastScore("step 1", False, 0.5, 1), PastScore("held", True, 1.0, 3)), ()])
     >>> steps, ["".join(cell.circle for cell in row) for row in cells]
     (['step 1', 'held'], ['◑●', '··'])
     """
     places: dict[str, int] = {}
-    by_step: list[dict[str, list[Outcome]]] = []
+    by_step: list[dict[str, list[PastScore]]] = []
     for past in pasts:
-        steps: dict[str, list[Outcome]] = {}
+        steps: dict[str, list[PastScore]] = {}
         for one in past:
             step = _BATCH.sub("", one.phase)
             places[step] = max(one.place, places.get(step, 0))
@@ -126,7 +126,7 @@ def heat_map(pasts: Sequence[Sequence[Outcome]]) -> tuple[list[str], list[list[C
     return columns, [[_cell_of(row.get(step, [])) for step in columns] for row in by_step]
 
 
-def _cell_of(outcomes: Sequence[Outcome]) -> Cell:
+def _cell_of(outcomes: Sequence[PastScore]) -> Cell:
     if not outcomes:
         return Cell("·", False, None)
     scores = [float(one.right) if one.score is None else one.score for one in outcomes]
