@@ -42,12 +42,13 @@ class Browser:
         width: int = 1280,
         scheme: str = "light",
         errors: Sequence[str] = (),
+        seconds: float = 100,
     ) -> Any:
         """Open the studio by its first address, then have `visit(page)` run in the browser's thread.
 
         What the browser complains of, a violated policy too, fails the test unless `errors` has a part of it.
         """
-        return self._thread.submit(self._look, studio, visit, width, scheme, errors).result(timeout=100)
+        return self._thread.submit(self._look, studio, visit, width, scheme, errors).result(timeout=seconds)
 
     def _start(self) -> None:
         from playwright.sync_api import sync_playwright
