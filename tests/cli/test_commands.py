@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,17 +99,46 @@ def test_bash_takes_what_completion_prints() -> None:
         assert "afnio" in run("completion", shell).stdout
 
 
-def test_a_person_is_told_what_to_do_next_and_a_pipe_is_not(tmp_path: Path) -> None:
+@pytest.fixture
+def keen(tmp_path: Path) -> Path:
+    """A folder with a run that is done."""
     with te.init("me", "emails", name="keen", dir=tmp_path):
         pass
+    return tmp_path
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """Return what a command shows on a terminal."""
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     ours, theirs = pty.openpty()
-    command = [*AFNIO, "runs", "list", "--dir", str(tmp_path)]
-    subprocess.run(command, stdout=theirs, timeout=60, check=True)
-    shown = os.read(ours, 65536).decode()
-    for end in (ours, theirs):
-        os.close(end)
-    assert "\r\nNext:\r\n  afnio runs show keen  its result" in shown
-    assert "Next" not in run("runs", "list", "--dir", str(tmp_path)).stdout
+    try:
+        subprocess.run(
+            [*AFNIO, *arguments], stdout=theirs, timeout=60, check=True, env={**plain, **environment}
+        )
+        return os.read(ours, 65536).decode()
+    finally:
+        for end in (ours, theirs):
+            os.close(end)
+
+
+def test_a_person_is_told_what_to_do_next_and_a_pipe_is_not(keen: Path) -> None:
+    command = ("runs", "list", "--dir", str(keen))
+    assert "\r\nNext:\r\n  afnio runs show keen  its result" in on_a_terminal(*command, NO_COLOR="1")
+    assert "Next" not in run(*command).stdout
+
+
+def test_colour_is_for_a_terminal_that_has_it(keen: Path) -> None:
+    """The words are the same with and without, and a table's columns stay where they are."""
+    command = ("runs", "list", "--dir", str(keen))
+    coloured = on_a_terminal(*command, TERM="xterm-256color", COLUMNS="100")
+    assert re.search(r"\x1b\[1mRUN .* RESULT\x1b\[0m", coloured)
+    assert "\x1b[32mCOMPLETED\x1b[0m" in coloured
+    assert "\x1b[36m  afnio runs show keen\x1b[0m" in coloured
+    words = re.sub(r"\x1b\[\d+m", "", coloured)
+    assert on_a_terminal(*command, TERM="dumb", COLUMNS="100") == words
+    uncoloured = on_a_terminal(*command, TERM="xterm-256color", COLUMNS="100", NO_COLOR="1")
+    assert re.sub(r"\x1b\[[01]m", "", uncoloured) == words
+    assert "\x1b" not in run(*command).stdout
 
 
 def test_version() -> None:

@@ -20,7 +20,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from afnio.cli._parser import Parser, say_next
+from afnio.cli._parser import Parser, say, say_next
 
 if TYPE_CHECKING:
     from afnio.models.openai import AsyncOpenAI
@@ -94,8 +94,7 @@ def doctor_main(argv: Sequence[str]) -> int:
         report = {f.check: {"verdict": f.verdict, "text": f.text, **f.figures} for f in findings}
         sys.stdout.write(json.dumps({"healthy": healthy, "checks": report}, indent=1) + "\n")
     else:
-        for finding in findings:
-            sys.stdout.write(f"{finding.verdict:<7} {finding.check:<12} {finding.text}\n")
+        say("\n".join(f"{finding.verdict:<7} {finding.check:<12} {finding.text}" for finding in findings))
         if healthy:
             say_next({"afnio evaluate --help": "score an agent of yours on rows"})
     return 0 if healthy else 1

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from afnio.cli._parser import Parser
+from afnio.cli._parser import Parser, say
 
 if TYPE_CHECKING:
     from afnio.studies._evaluation import Evaluation
@@ -52,7 +52,7 @@ def evaluate_main(argv: Sequence[str]) -> int:
     elif evaluation is None:
         sys.stderr.write(f"afnio: {said['error']}\n")
     else:
-        sys.stdout.write(_text(evaluation, said))
+        say(_text(evaluation, said))
     return int(said["exit"])
 
 
@@ -208,7 +208,7 @@ def _text(evaluation: Evaluation, said: Mapping[str, Any]) -> str:
         lines += ["", f"{compared['verdict']} (baseline against now)"]
     if "error" in said:
         lines += ["", f"failed: {said['error']}"]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def exact(output: Any, expected: Any) -> bool:

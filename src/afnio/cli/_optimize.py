@@ -28,7 +28,7 @@ from afnio.cli._evaluate import (
     prompts_of,
     rows_of,
 )
-from afnio.cli._parser import Parser, say_next
+from afnio.cli._parser import Parser, say, say_next
 
 if TYPE_CHECKING:
     from afnio.studies._check import Check
@@ -89,7 +89,7 @@ def optimize_main(argv: Sequence[str]) -> int:
     elif result is None:
         sys.stderr.write(f"afnio: {said['error']}\n")
     else:
-        sys.stdout.write(f"{result}\n")
+        say(str(result))
         if options.check:
             say_next(
                 {"the same without --check": "to start"}

@@ -72,9 +72,34 @@ def fitted(rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
     ]
 
 
+# How words look on a terminal: the head of a table, then what is good, bad, going on, and unknown.
+STYLES: Final = {
+    r"^[A-Z]+(?: +[A-Z]+)+$": "bold",
+    r"\bCOMPLETED\b|\bBetter(?=: )|^ok\b": "green",
+    r"\bFAILED\b|\bCRASHED\b|\bWorse(?=: )|^failed\b": "red",
+    r"\bRUNNING\b|^  afnio [a-z].*?(?=  |$)": "cyan",
+    r"No (?:gain|difference) beyond noise|can't be told apart|^Not measured|^note\b": "yellow",
+}
+
+
+def say(text: str) -> None:
+    """Print text: in colour on a terminal that has any. NO_COLOR and TERM=dumb are respected."""
+    if not sys.stdout.isatty():
+        sys.stdout.write(f"{text}\n")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    styled = Text(text)
+    for words, style in STYLES.items():
+        styled.highlight_regex(re.compile(words, re.MULTILINE), style)
+    Console().print(styled, soft_wrap=True)
+
+
 def say_next(commands: Mapping[str, str]) -> None:
     """Name the commands that usually follow, to a person at a terminal: a script needs none."""
     if sys.stdout.isatty():
         width = max(map(len, commands))
-        lines = [f"  {command:<{width}}  {shows}\n" for command, shows in commands.items()]
-        sys.stdout.write("\nNext:\n" + "".join(lines))
+        say(
+            "\n".join(["\nNext:", *(f"  {command:<{width}}  {shows}" for command, shows in commands.items())])
+        )

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
-from afnio.cli._parser import Parser, fitted, say_next, shell_width
+from afnio.cli._parser import Parser, fitted, say, say_next, shell_width
 from afnio.errors import StoreProblemError
 from afnio.tellurio._card import Card, card_of
 from afnio.tellurio._compare import Scores, compare
@@ -147,7 +147,7 @@ def _list(runs: Runs, options: argparse.Namespace) -> int:
     ]
     wanted.sort(key=lambda one: -one.run.date_created)
     summaries = [summary(one) for one in wanted]
-    _print(_json(summaries) if options.json else list_text(summaries, runs.home))
+    say(_json(summaries) if options.json else list_text(summaries, runs.home))
     if summaries and not options.json:
         name = summaries[0]["name"]
         say_next(
@@ -161,7 +161,7 @@ def _list(runs: Runs, options: argparse.Namespace) -> int:
 
 def _show(runs: Runs, options: argparse.Namespace) -> int:
     facts = details(runs.choose(options.run))
-    _print(_json(facts) if options.json else show_text(facts))
+    say(_json(facts) if options.json else show_text(facts))
     if not options.json:
         name = facts["name"]
         say_next({f"afnio report {name}": "the run as a page", f"afnio prompts export {name}": "its prompts"})
@@ -170,7 +170,7 @@ def _show(runs: Runs, options: argparse.Namespace) -> int:
 
 def _compare(runs: Runs, options: argparse.Namespace) -> int:
     comparison = compared(runs.choose(options.first), runs.choose(options.second))
-    _print(_json(comparison) if options.json else compare_text(comparison))
+    say(_json(comparison) if options.json else compare_text(comparison))
     if not options.json:
         say_next({"afnio studio": "the samples that differ, in a browser"})
     return 0
@@ -186,7 +186,7 @@ def _order(runs: Runs, options: argparse.Namespace) -> int:
     except ValueError as error:
         sys.stderr.write(f"afnio: {error}\n")
         return 2
-    _print(printable(give(chosen.run, order)))
+    say(printable(give(chosen.run, order)))
     return 0
 
 
@@ -214,7 +214,7 @@ def _remove(runs: Runs, options: argparse.Namespace) -> int:
         except sqlite3.Error as error:
             sys.stderr.write(f"afnio: {run.path} can't be deleted ({error})\n")
             return 1
-        _print(f"deleted {run.path}")
+        say(f"deleted {run.path}")
     return 0
 
 
@@ -224,8 +224,7 @@ def _export(runs: Runs, options: argparse.Namespace) -> int:
 
     chosen = runs.choose(options.run)
     if options.out is None:
-        for line in lines(chosen):
-            _print(line)
+        sys.stdout.writelines(f"{line}\n" for line in lines(chosen))
         return 0
     descriptor = os.open(options.out, os.O_WRONLY | os.O_CREAT, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
@@ -247,10 +246,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
 
 
 # Runs as data.
