@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from kit import errands
+from kit.endpoint import Endpoint
 from runtime.test_call import FakeRuntime, Reply, made
 
 import afnio.tellurio as te
-from afnio.errors import BudgetExceeded, RunStoppedError
+from afnio.cognitive import Agent
+from afnio.errors import BatchError, BudgetExceeded, RunStoppedError
 from afnio.runtime import budget
 from afnio.runtime._budget import Ceiling, run_ceiling
 from afnio.runtime._call import perform
@@ -225,3 +231,33 @@ def test_calls_under_a_time_limit_go_on_after_a_pause(tmp_path: Path) -> None:
 
     asyncio.run(main())
     assert len(client.requests) == 3
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_orders_reach_calls_of_workers(stopped: bool, tmp_path: Path) -> None:
+    """A paused run sends none of them; then it goes on, or is stopped and sends none at all."""
+    workers = partial(ProcessPoolExecutor, 2, mp_context=get_context("spawn"))
+
+    async def main() -> None:
+        async with Endpoint() as endpoint:
+            async with te.init("me", "p", dir=tmp_path) as run:
+                run.pause()
+                agent = Agent(errands.agent, prompts={"system": "Be brief:"}, executor=workers)
+                found = agent(["a", "b"], url=f"{endpoint.url}/v1")
+                while calls_under_way() < 2:
+                    await asyncio.sleep(0.01)
+                assert endpoint.asked == []
+                if stopped:
+                    run.stop(now=True)
+                run.resume()
+                try:
+                    assert (await found).data == ["BE BRIEF: A", "BE BRIEF: B"]
+                finally:
+                    assert len(endpoint.asked) == (0 if stopped else 2)
+
+    with (
+        pytest.raises(BatchError, match="was stopped by its program") if stopped else nullcontext() as caught
+    ):
+        asyncio.run(main())
+    if caught is not None:
+        assert caught.value.split(RunStoppedError)[1] is None

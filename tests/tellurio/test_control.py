@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 from typing import Any
 
 import anyio
@@ -250,6 +250,27 @@ def test_a_training_ends_after_its_step(library: str, tmp_path: Path) -> None:
     assert trainer.global_step == 3
     assert str(trainer.stopped).startswith(f"the run {run.name} was stopped by its program")
     assert run.status == "COMPLETED"
+
+
+class Held(Agent):
+    """Pauses its run in its second step for longer than the training may take."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if batch == "second":
+            run = te.get_active_run()
+            run.pause()
+            Timer(6.0, run.resume).start()
+        return evaluate(self.prompt, self.client)
+
+
+@pytest.mark.nightly
+def test_a_pause_is_no_time_of_a_training(tmp_path: Path) -> None:
+    agent = Held(now=False)
+    trainer = Trainer(max_epochs=1, max_time=5.0, default_root_dir=tmp_path, enable_progress_bar=False)
+    with afnio.set_backward_model_client(agent.client, completion_args={"model": "critic"}):
+        with te.init("me", "p", dir=tmp_path / "runs"):
+            trainer.fit(agent, ["first", "second", "third", "fourth"])
+    assert (trainer.global_step, trainer.stopped) == (4, "max_epochs=1 reached")
 
 
 @pytest.mark.parametrize("library", ["asyncio", "trio"])

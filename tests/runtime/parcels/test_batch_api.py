@@ -23,7 +23,7 @@ import afnio.cognitive as cog
 import afnio.tellurio as te
 from afnio import bridge
 from afnio.cli._other import batches_main
-from afnio.errors import ModelError, UnreachableError
+from afnio.errors import ModelError, RunStoppedError, UnreachableError
 from afnio.models._batch_apis import OpenAIBatches
 from afnio.models.openai import AsyncOpenAI
 from afnio.runtime import _batch_api, _parcels
@@ -605,6 +605,44 @@ async def test_a_run_that_is_left_gets_its_replies_later(
         assert (replies, counts(found), ledger.total.cost) == (words(6), (6, 0, 0), invoice(found))
     text = f"batch_0 goes on at {found.base_url} with 6 calls; start the program again to get their replies"
     assert said == [text]
+
+
+async def test_a_pause_sends_no_batch_and_takes_what_comes(path: Path, tmp_path: Path) -> None:
+    """The calls of a batch that runs get their replies; those that are collected go after the pause."""
+    got: list[Any] = []
+
+    async def first(url: str) -> None:
+        got.extend(await ask(url, words(4)))
+
+    async with provider(seconds=0.5) as found, te.init("me", "emails", dir=tmp_path) as run:
+        async with afnio.journal(path), anyio.create_task_group() as tasks:
+            with afnio.batch_api(linger=0.1, least=2):
+                tasks.start_soon(first, found.base_url)
+                while not any(group.parcels[0].remote for group in _open_groups()):
+                    await anyio.sleep(0.01)
+                run.pause()
+                async with anyio.create_task_group() as later:
+                    later.start_soon(ask, found.base_url, words(9)[4:])
+                    while not got:
+                        await anyio.sleep(0.01)
+                    assert (got, counts(found)) == (words(4), (4, 0, 0))
+                    run.resume()
+    assert counts(found)[:2] == (9, 0)
+
+
+async def test_a_stop_at_once_leaves_a_batch_to_the_next_start(path: Path, tmp_path: Path) -> None:
+    async with provider(seconds=1.0) as found:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with te.init("me", "emails", dir=tmp_path) as run, afnio.journal(path):
+                with afnio.batch_api(linger=0.1, least=2):
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(ask, found.base_url, words(6))
+                        while not any(group.parcels[0].remote for group in _open_groups()):
+                            await anyio.sleep(0.01)
+                        run.stop(now=True)
+        assert caught.value.split(RunStoppedError)[1] is None
+        replies, _ = await by_batch(path, found.base_url, words(6))
+        assert (replies, counts(found)) == (words(6), (6, 0, 0))
 
 
 async def test_files_of_an_open_batch_are_private(path: Path) -> None:
