@@ -73,7 +73,7 @@ class RunComparison:
         return self.last if self.test is None else self.test.paired
 
     def claim(self, first: str, second: str) -> str:
-        """Whether the second run is better, in a sentence: on the rows of a test if both have one.
+        """Return a sentence that says which of the runs is better, on the rows of a test if both have one.
 
         Args:
             first, second: names of the runs.
