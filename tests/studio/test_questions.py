@@ -115,7 +115,7 @@ ANSWERS = {
         "best-second": r"completed",
     },
     "f what did it cost, by whom?": {
-        "optimize": r"chat student unpriced, [\d,]+ tokens",
+        "optimize": r"forward student unpriced, [\d,]+ tokens",
         "stormy-crane": r"Calls of .* Cost .*forward m",
     },
     "g how do I take the prompt out?": {
@@ -126,7 +126,7 @@ ANSWERS = {
         "lost-crane": r"Start the same program again; .* python go\.py",
     },
     "j where did the time go?": {
-        "optimize": r"Where the time went Calls of Model Calls Share of time p50 p95 Waited Retries .*chat student",
+        "optimize": r"Where the time went Calls of Model Calls Share of time p50 p95 Waited Retries .*forward student",
         "stormy-crane": r"Where the time went .* forward m \d+ [\d.]+ % \S+ m?s \S+ m?s [\d.]+ m?s [1-9]",
     },
 }

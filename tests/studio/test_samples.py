@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from optimize.task import optimized
 from studio.browser import Browser
 from studio.made_store import MadeRun
 from studio.real_runs import train
@@ -158,6 +159,22 @@ def test_the_table_as_csv(studio: Studio) -> None:
     assert answer.headers["content-disposition"] == 'attachment; filename="calm-lynx.csv"'
     everything = studio.page(studio.run("calm-lynx") + "/samples.csv?show=every").text
     assert len(everything.splitlines()) == 19
+
+
+def test_an_agents_calls_stand_with_their_sample(tmp_path: Path) -> None:
+    """Those that its function made for this row, and no other row's; each leads back to the sample."""
+    optimized(dir=tmp_path)
+    with started(tmp_path) as studio:
+        (run,) = re.findall(r'<a class="row-link[^"]*" href="(/runs/[^"]+)">', studio.page("/").text)
+        found = re.findall(rf'href="({run}/samples/\d+)"', studio.page(f"{run}/samples").text)
+        assert len(found) > 20
+        for sample in found[:20]:
+            page = studio.page(sample).text
+            (row,) = re.findall(r'<div class="text">(row \d+)</div>', page)
+            (call,) = re.findall(rf'href="({run}/calls/\d+)"', page.partition("<h2>Backward</h2>")[0])
+            page = studio.page(call).text
+            assert f'href="{sample}"' in page
+            assert re.findall(r"row \d+", page) == [row]
 
 
 @pytest.mark.slow

@@ -49,6 +49,27 @@ def test_it_bounds_what_a_training_asks_for(tmp_path: Path, kind: type[Agent]) -
     assert low <= sum(calls.values()) <= high
 
 
+def test_calls_of_a_function_wait_for_those_of_their_sample(tmp_path: Path) -> None:
+    """A batch's samples are made side by side, whoever makes the calls: the chain is that of one sample."""
+
+    class Twice(Agent):
+        def __init__(self, client: ScriptedClient) -> None:
+            super().__init__(client)
+            self.agent = cog.Agent(self.ask, prompts={"system": "Level 0."})
+
+        async def ask(self, text: str, system: str) -> str:
+            messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+            await self.client.achat(messages=messages, model="m")
+            return (await self.client.achat(messages=messages, model="m")).content or ""
+
+        def forward(self, text: Any) -> afnio.Variable:
+            return self.agent(text)
+
+    found = estimated(Twice(ScriptedClient(replies)), trainer(tmp_path, max_epochs=1), loader(10, seed=1))
+    assert counts(found)["train forward"] == (20, 20)
+    assert found.chain[0] == 3 * 2  # a batch has four samples
+
+
 def test_the_agent_and_the_loader_are_as_before(tmp_path: Path) -> None:
     """Values, feedback, order, seeds: the training that follows is the one without an estimate."""
 

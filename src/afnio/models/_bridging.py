@@ -87,14 +87,15 @@ def launch_request(
     job = scope.job
     trace = current_trace.get()
     purpose = "chat" if trace is None else trace.purpose
+    node, lane = ("", None) if job is None else job.sample
     line = caller_line() if job is None else job.launch.line
     origin = CallOrigin(
         address=address or _address(scope, request),
         scope=scope.matched_in,
         purpose="embed" if request.dialect is EMBEDDINGS else purpose,
         depth=0 if job is None else job.launch.depth + 1,
-        node="" if job is None else job.launch.address,
-        lane=None if job is None else job.lane,
+        node=node,
+        lane=lane,
         site=(line, request.dialect.name),
     )
     exchange = Exchange(request, origin, read_timeout=read_timeout, send=send)

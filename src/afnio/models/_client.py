@@ -22,7 +22,7 @@ from afnio.models._prices import governed_prices
 from afnio.models._trace import CHAT_PATH, current_trace, in_attempt, rehearsal
 from afnio.runtime._batch_api import Batched, ParcelPlan, goes_live, wanted_parcel
 from afnio.runtime._call import ATTEMPT_DEADLINE, Call, Codec, attempt_deadline, perform
-from afnio.runtime._kernel import Job, Launch, Slot, current_job
+from afnio.runtime._kernel import Job, Launch, Slot, current_job, current_scope
 from afnio.runtime._limits import Account, Limits, give_limits
 from afnio.runtime._tracebacks import folding
 from afnio.runtime._waiting import Pending, active_journal, check_blocking
@@ -155,11 +155,14 @@ class ChatClient(ABC):
         return 0
 
     @final
-    async def complete(self, job: Job, request: ChatRequest, purpose: str) -> ChatResponse:
+    async def complete(
+        self, job: Job, request: ChatRequest, purpose: str, *, made_for: Job | None = None
+    ) -> ChatResponse:
         """Make one call for a lane's job, on the runtime's loop.
 
         Args:
             purpose: forward, backward, step, ….
+            made_for: the job whose sample the call is recorded with, if not `job`.
 
         Raises:
             ModelError: if the call failed permanently.
@@ -169,10 +172,10 @@ class ChatClient(ABC):
         request = self.with_defaults(request)
         trace = current_trace.get()
         if trace is None:
-            return await self._perform(job, request, purpose)
+            return await self._perform(job, request, purpose, made_for or job)
         traced = trace.begin(CHAT_PATH, request.body, request.model, purpose)
         try:
-            response = await self._perform(job, request, purpose)
+            response = await self._perform(job, request, purpose, made_for or job)
         except AfnioError as error:
             trace.note(error)
             raise
@@ -180,7 +183,8 @@ class ChatClient(ABC):
             traced.reply = response.body
         return response
 
-    async def _perform(self, job: Job, request: ChatRequest, purpose: str) -> ChatResponse:
+    async def _perform(self, job: Job, request: ChatRequest, purpose: str, made_for: Job) -> ChatResponse:
+        node, lane = made_for.sample
         rehearsed = rehearsal.get()
         if rehearsed is not None:
             wanted = request.params.get("response_format") or {}
@@ -188,7 +192,7 @@ class ChatClient(ABC):
                 model=request.model,
                 account=self.account,
                 purpose=purpose,
-                lane=job.lane,
+                lane=lane,
                 prompt_tokens=self.count_tokens(request),
                 max_output=request.max_output,
                 schema=(wanted.get("json_schema") or {}).get("schema"),
@@ -217,8 +221,8 @@ class ChatClient(ABC):
             site=(job.launch.line, job.part),
             prefix=self.prefix(request),
             request=request,
-            node=job.launch.address,
-            lane=job.lane,
+            node=node,
+            lane=lane,
             count=self._count,
             shared=job.launch.shared if shares else None,
             batched=self._batched(request),
@@ -270,11 +274,14 @@ class ChatClient(ABC):
         self, messages: Sequence[Message], model: str, completion_args: dict[str, Any]
     ) -> Pending[ChatResponse]:
         request = ChatRequest.build(messages, model=model, **completion_args)
+        # A call inside an agent's function is one of its sample's.
+        trace, outer = current_trace.get(), current_scope().job
+        purpose = "chat" if trace is None else trace.purpose
         launch = Launch("chat")
         slot = Slot(launch)
 
         async def body(job: Job, values: list[Any]) -> list[ChatResponse]:
-            return [await self.complete(job, request, "chat")]
+            return [await self.complete(job, request, purpose, made_for=outer)]
 
         launch.add(body, [], [slot])
         launch.start()

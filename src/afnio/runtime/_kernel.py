@@ -522,6 +522,11 @@ class Job:
         lane = "" if self.lane is None else f"/{self.lane}"
         return f"{self.launch.address}{part}{lane}"
 
+    @property
+    def sample(self) -> tuple[str, int | None]:
+        """The node's address and the lane that what the body calls is made for."""
+        return self._path or self.launch.address, self.lane
+
     def call_address(self, purpose: str) -> str:
         """Return the address of the job's next model call for `purpose`."""
         if self._numbers is None:

@@ -382,9 +382,16 @@ class StoreReader:
         rows = self._page("calls", CallRecord, run_id, conditions, after, before, limit, newest=newest)
         return [CallRecord(*row) for row in rows]
 
-    def calls_of_sample(self, run_id: str, node: str, lane: int | None) -> list[CallRecord]:
+    def calls_of_sample(self, run_id: str, node: NodeRecord, lane: int | None) -> list[CallRecord]:
         """The first 50 calls of a launch for one sample, with those that it made for all samples together."""
-        conditions = [_of_node(node), ("(lane IS ? OR lane IS NULL)", [lane])]
+        conditions = [_of_node(node.address)]
+        if node.lanes is None:
+            conditions.append(("(lane IS ? OR lane IS NULL)", [lane]))
+        elif lane is not None and node.lanes > 1:
+            # What a lane's function launches has the lane's address, but lanes of its own.
+            start, end = f"{node.address}/{lane}/", f"{node.address}/{lane}0"
+            own = "((node = ? AND (lane = ? OR lane IS NULL)) OR (address >= ? AND address < ?))"
+            conditions.append((own, [node.address, lane, start, end]))
         return [CallRecord(*row) for row in self._page("calls", CallRecord, run_id, conditions, limit=50)]
 
     def call(self, run_id: str, number: int) -> CallRecord | None:

@@ -379,7 +379,7 @@ async def test_nested_launches_are_under_their_node(spans: Spans) -> None:
     with OpenTelemetrySink(spans.provider):
         for texts in (["a", "b"], ["c", "d"]):
             await afnio.Variable(texts).map(ask)
-    expected = [f"run > sample {lane} > Map > chat > chat m" for lane in (0, 0, 1, 1)]
+    expected = [f"run > sample {lane} > Map > chat m" for lane in (0, 0, 1, 1)]
     assert sorted(spans.path(span) for span in spans.named("chat m")) == expected
     assert len(spans.named("sample")) == 4
 

@@ -208,9 +208,7 @@ def sample_page(reader: StoreReader, run: RunRecord, number: int) -> dict[str, A
     if sample is None:
         return None
     nodes = path_to(reader, run.id, sample.node)
-    forward = [
-        {"node": node, "calls": reader.calls_of_sample(run.id, node.address, sample.lane)} for node in nodes
-    ]
+    forward = [{"node": node, "calls": reader.calls_of_sample(run.id, node, sample.lane)} for node in nodes]
     others = [] if sample.key is None else reader.samples(run.id, key=sample.key, limit=OTHERS)
     return {
         "run": run,
@@ -248,7 +246,7 @@ def backward(
     by_address = {node.address: node for node in nodes}
     passes: list[tuple[int, dict[str, Any]]] = []
     for one in reader.backward_passes(run, nodes[-1]):
-        for call in reader.calls_of_sample(run, one.address, sample.lane):
+        for call in reader.calls_of_sample(run, one, sample.lane):
             # A pass names its parts "node 0", "node 1", … in the order of its parents.
             part = _PART.search(call.address[len(one.address) :])
             number = int(part.group(1)) if part else len(one.parents)
