@@ -14,7 +14,7 @@ import pytest
 
 import afnio
 import afnio.tellurio as te
-from afnio.cli import COMMANDS
+from afnio.cli import COMMANDS, main
 from afnio.testing import ScriptedClient
 
 AFNIO = [str(Path(sys.executable).parent / "afnio")]
@@ -206,3 +206,16 @@ def test_provider() -> None:
     assert reply.content
     process.communicate()
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+def test_the_studio_without_its_extra(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence says what to install, before anything is served."""
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "afnio.tellurio.studio._app", raising=False)
+    assert main(["studio"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"afnio: the studio needs {package}; run pip install 'afnio[studio]'\n"

@@ -148,7 +148,7 @@ def only_by_position(text: str, system: str, /) -> str:
         (
             lambda text: text,
             {"system": "s"},
-            r"every prompt must be a parameter of fn .*it takes 'system' not at all",
+            r"every prompt must be a parameter of fn .*got 'system', which isn't one",
         ),
         (only_by_position, {"system": "s"}, "by position only"),
         (lambda system, *texts: system, {"system": "s"}, "must be keyword-only"),

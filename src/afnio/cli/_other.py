@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -577,6 +577,10 @@ def report_main(argv: Sequence[str]) -> int:
 
 def studio_main(argv: Sequence[str]) -> int:
     """Serve the studio until Ctrl-C, and return the exit code."""
+    missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.stderr.write(f"afnio: the studio needs {' and '.join(missing)}; run pip install 'afnio[studio]'\n")
+        return 1
     from afnio.errors import StudioError
     from afnio.tellurio._store import home_folder
     from afnio.tellurio.studio._app import serve

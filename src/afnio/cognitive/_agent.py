@@ -238,11 +238,11 @@ class Signed:
             kind = kinds.get(prompt)
             named = kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
             if not named and not (loose and kind is not inspect.Parameter.POSITIONAL_ONLY):
-                taken = ", ".join(kinds) or "none"
-                how = "by position only" if kind is inspect.Parameter.POSITIONAL_ONLY else "not at all"
+                why = "is passed by position only" if kind is inspect.Parameter.POSITIONAL_ONLY else "isn't one"
                 raise TypeError(
-                    f"every prompt must be a parameter of {self.name} that can be passed by name (it takes {prompt!r} "
-                    f"{how}; its parameters: {taken}); rename the prompt, or add it to the function"
+                    f"every prompt must be a parameter of {self.name} that can be passed by name (got {prompt!r}, "
+                    f"which {why}; its parameters: {', '.join(kinds) or 'none'}); rename the prompt, or add it to the "
+                    "function"
                 )
         several = any(kind is inspect.Parameter.VAR_POSITIONAL for kind in kinds.values())
         first = [p.name for p in parameters if p.kind in _POSITIONAL and p.name in self._prompts]
@@ -280,10 +280,10 @@ class Signed:
             why = (
                 f"{len(inputs)} inputs for {len(free)} parameters" if len(inputs) > len(free) else str(error)
             )
-            raise TypeError(
-                f"the inputs must fit {self.name}{self._signature} (got {why}); its prompts, "
-                f"{', '.join(self._prompts) or 'none'}, are passed by name"
-            ) from None
+            do = f"its prompts, {', '.join(self._prompts)}, are passed by name"
+            if not self._prompts:
+                do = "pass other inputs, or the parameters that are prompts as prompts={…}"
+            raise TypeError(f"the inputs must fit {self.name}{self._signature} (got {why}); {do}") from None
         return args, kwargs
 
     def names_of(self, args: Sequence[Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ them, and the headers forbid every script that isn't the studio's own.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import secrets
@@ -493,7 +492,6 @@ def shown(numbers: dict[str, Any]) -> dict[str, str]:
 # The server.
 
 ADDRESS: Final = "127.0.0.1"
-NEEDED: Final = ("starlette", "uvicorn", "jinja2")
 # Seconds that open connections get at the end. A live run's stream would never close by itself.
 GRACE: Final = 1
 
@@ -506,14 +504,8 @@ def serve(home: Path, port: int = 0) -> None:
         port: 0 for a free one.
 
     Raises:
-        StudioError: if packages are missing or the port is taken.
+        StudioError: if the port is taken.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise StudioError(
-            f"the studio needs packages that are not installed [{', '.join(missing)}]; "
-            "install them with: pip install 'afnio[studio]'"
-        )
     listener = listen(port)
     token = secrets.token_urlsafe(32)
     number = listener.getsockname()[1]
