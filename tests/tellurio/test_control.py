@@ -17,10 +17,11 @@ import pytest
 from kit.tiny_training import FIRST, evaluate, reply
 
 import afnio
+import afnio.cognitive as cog
 import afnio.tellurio as te
 from afnio.cli import main
 from afnio.cognitive import Module, Parameter
-from afnio.errors import BudgetExceeded, RunStoppedError
+from afnio.errors import BatchError, BudgetExceeded, RunStoppedError
 from afnio.optim import TGD
 from afnio.testing import ScriptedClient
 from afnio.trainer import Trainer
@@ -278,6 +279,20 @@ def test_a_training_is_cut_off(library: str, tmp_path: Path) -> None:
     with pytest.raises(RunStoppedError, match="was stopped by its program"):
         with te.init("me", "p", dir=tmp_path / "runs") as run:
             anyio.run(fit, Agent(now=True), tmp_path, backend=library)
+    assert run.status == "CRASHED"
+
+
+def test_a_batch_is_cut_off(tmp_path: Path) -> None:
+    """The run can be continued, as after one call that is cut off."""
+    client = ScriptedClient("yes", latency=0.2)
+
+    async def agent(question: str, system: str) -> str:
+        te.get_active_run().stop(now=True)
+        return (await client.achat(messages=[{"role": "user", "content": question}], model="m")).content
+
+    with pytest.raises(BatchError) as caught, te.init("me", "p", dir=tmp_path) as run:
+        _ = cog.Agent(agent, prompts={"system": "Be brief."})(["first", "second"]).data
+    assert caught.value.split(RunStoppedError)[1] is None
     assert run.status == "CRASHED"
 
 

@@ -579,7 +579,9 @@ def studio_main(argv: Sequence[str]) -> int:
     """Serve the studio until Ctrl-C, and return the exit code."""
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
-        sys.stderr.write(f"afnio: the studio needs {' and '.join(missing)}; run pip install 'afnio[studio]'\n")
+        sys.stderr.write(
+            f"afnio: the studio needs {' and '.join(missing)}; run pip install 'afnio[studio]'\n"
+        )
         return 1
     from afnio.errors import StudioError
     from afnio.tellurio._store import home_folder

@@ -238,7 +238,9 @@ class Signed:
             kind = kinds.get(prompt)
             named = kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
             if not named and not (loose and kind is not inspect.Parameter.POSITIONAL_ONLY):
-                why = "is passed by position only" if kind is inspect.Parameter.POSITIONAL_ONLY else "isn't one"
+                why = (
+                    "is passed by position only" if kind is inspect.Parameter.POSITIONAL_ONLY else "isn't one"
+                )
                 raise TypeError(
                     f"every prompt must be a parameter of {self.name} that can be passed by name (got {prompt!r}, "
                     f"which {why}; its parameters: {', '.join(kinds) or 'none'}); rename the prompt, or add it to the "

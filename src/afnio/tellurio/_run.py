@@ -81,13 +81,16 @@ class RunStatus(StrEnum):
     CRASHED = "CRASHED"
 
     @classmethod
-    def after(cls, exception: type[BaseException] | None) -> RunStatus:
+    def after(cls, exception: BaseException | None) -> RunStatus:
         """Return the status of a run whose program ended with this exception, or without one."""
         if exception is None:
             return cls.COMPLETED
-        if issubclass(exception, RunStoppedError):  # like Ctrl-C: the program can be continued
+        rest: BaseException | None = exception
+        if isinstance(exception, BaseExceptionGroup):
+            rest = exception.split(RunStoppedError)[1]
+        if rest is None or isinstance(rest, RunStoppedError):  # like Ctrl-C: the program can be continued
             return cls.CRASHED
-        return cls.FAILED if issubclass(exception, Exception) else cls.CRASHED
+        return cls.FAILED if isinstance(exception, Exception) else cls.CRASHED
 
 
 class Run:
@@ -337,10 +340,10 @@ class Run:
             self._lease.release()
 
     def _end_with_process(self) -> None:
-        # For a script, `last_type` is the exception that ended it. At a prompt it is just the last one that
+        # For a script, `last_value` is the exception that ended it. At a prompt it is just the last one that
         # was printed.
         at_prompt = hasattr(sys, "ps1")
-        exception = None if at_prompt else getattr(sys, "last_type", None)
+        exception = None if at_prompt else getattr(sys, "last_value", None)
         self._end(RunStatus.after(exception), _EXIT_TIMEOUT)
 
     def _touch(self) -> float:
@@ -368,11 +371,11 @@ class Run:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        status = RunStatus.after(exception_type)
+        status = RunStatus.after(exception)
         try:
             self._scope.__exit__(exception_type, exception, traceback)
         except BaseException as error:
-            status = RunStatus.after(type(error))
+            status = RunStatus.after(error)
             raise
         finally:
             self._leave()
@@ -390,11 +393,11 @@ class Run:
     ) -> None:
         from anyio import CancelScope, to_thread
 
-        status = RunStatus.after(exception_type)
+        status = RunStatus.after(exception)
         try:
             await self._scope.__aexit__(exception_type, exception, traceback)
         except BaseException as error:
-            status = RunStatus.after(type(error))
+            status = RunStatus.after(error)
             raise
         finally:
             self._leave()
