@@ -152,7 +152,9 @@ def test_scale(results: Callable[[str], dict[str, Any]]) -> None:
 def test_launch(results: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "COUNT", 50)
     launched, read = launch.main()
-    assert 0 < launched.value < read.value < 1e6  # type: ignore[operator]
+    # Which is larger depends on what else the machine does: 50 launches take 10 ms.
+    assert 0 < launched.value < 1e6  # type: ignore[operator]
+    assert 0 < read.value < 1e6  # type: ignore[operator]
     assert len(results("launch")["rows"]) == 2
 
 
