@@ -577,6 +577,13 @@ def report_main(argv: Sequence[str]) -> int:
 
 def studio_main(argv: Sequence[str]) -> int:
     """Serve the studio until Ctrl-C, and return the exit code."""
+    parser = Parser(
+        prog="afnio studio",
+        description="Serve pages of runs on 127.0.0.1. Open the printed address; its token keeps others out.",
+    )
+    parser.add_argument("--port", type=_port, default=0, help="the port (default: a free one)")
+    parser.add_argument("--dir", type=Path, help="the folder of runs (default: AFNIO_HOME, or .afnio)")
+    options = parser.parse_args(argv)
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         sys.stderr.write(
@@ -587,13 +594,6 @@ def studio_main(argv: Sequence[str]) -> int:
     from afnio.tellurio._store import home_folder
     from afnio.tellurio.studio._app import serve
 
-    parser = Parser(
-        prog="afnio studio",
-        description="Serve pages of runs on 127.0.0.1. Open the printed address; its token keeps others out.",
-    )
-    parser.add_argument("--port", type=_port, default=0, help="the port (default: a free one)")
-    parser.add_argument("--dir", type=Path, help="the folder of runs (default: AFNIO_HOME, or .afnio)")
-    options = parser.parse_args(argv)
     home = home_folder(options.dir)
     if not home.is_dir():
         sys.stderr.write(f"afnio: the folder {home} doesn't exist yet, so the studio starts without runs\n")
