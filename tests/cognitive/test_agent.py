@@ -169,6 +169,10 @@ def test_inputs_that_do_not_fit_are_an_error_at_the_call() -> None:
         agent()
     with pytest.raises(TypeError, match=r"got 2 inputs for 1 parameters"):
         agent("a", "b")
+    with pytest.raises(TypeError, match=r"its prompts, system, are passed by name"):
+        agent()
+    with pytest.raises(TypeError, match=r"pass inputs that fit, or name its prompts in prompts=\{…\}"):
+        cog.Agent(lambda text, system: text, prompts={})("a")
     with pytest.raises(TypeError, match="'system' is a prompt of fn"):
         agent("a", system="other")
     with pytest.raises(ValueError, match="loop must be 'runtime' or 'caller'"):

@@ -238,13 +238,11 @@ class Signed:
             kind = kinds.get(prompt)
             named = kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
             if not named and not (loose and kind is not inspect.Parameter.POSITIONAL_ONLY):
-                why = (
-                    "is passed by position only" if kind is inspect.Parameter.POSITIONAL_ONLY else "isn't one"
-                )
+                taken = ", ".join(kinds) or "none"
+                why = "is by position only" if kind is inspect.Parameter.POSITIONAL_ONLY else "isn't one"
                 raise TypeError(
                     f"every prompt must be a parameter of {self.name} that can be passed by name (got {prompt!r}, "
-                    f"which {why}; its parameters: {', '.join(kinds) or 'none'}); rename the prompt, or add it to the "
-                    "function"
+                    f"which {why}; its parameters: {taken}); rename the prompt, or add it to the function"
                 )
         several = any(kind is inspect.Parameter.VAR_POSITIONAL for kind in kinds.values())
         first = [p.name for p in parameters if p.kind in _POSITIONAL and p.name in self._prompts]
@@ -282,9 +280,10 @@ class Signed:
             why = (
                 f"{len(inputs)} inputs for {len(free)} parameters" if len(inputs) > len(free) else str(error)
             )
-            do = f"its prompts, {', '.join(self._prompts)}, are passed by name"
-            if not self._prompts:
-                do = "pass other inputs, or the parameters that are prompts as prompts={…}"
+            prompts = ", ".join(self._prompts)
+            do = "pass inputs that fit, or name its prompts in prompts={…}"
+            if prompts:
+                do = f"its prompts, {prompts}, are passed by name"
             raise TypeError(f"the inputs must fit {self.name}{self._signature} (got {why}); {do}") from None
         return args, kwargs
 
