@@ -85,10 +85,8 @@ class RunStatus(StrEnum):
         """Return the status of a run whose program ended with this exception, or without one."""
         if exception is None:
             return cls.COMPLETED
-        rest: BaseException | None = exception
-        if isinstance(exception, BaseExceptionGroup):
-            rest = exception.split(RunStoppedError)[1]
-        if rest is None or isinstance(rest, RunStoppedError):  # like Ctrl-C: the program can be continued
+        # A stop ends one call, or each call of a batch. Like Ctrl-C it leaves a program that can be continued.
+        if BaseExceptionGroup("", [exception]).split(RunStoppedError)[1] is None:
             return cls.CRASHED
         return cls.FAILED if isinstance(exception, Exception) else cls.CRASHED
 
@@ -97,7 +95,7 @@ class Run:
     """A run that `init` has started; records into its project's file.
 
     As a context manager it is the active run of the block. It owns everything launched there, as `afnio.scope`
-    does, and ends with the block: COMPLETED, FAILED after an exception, CRASHED after an interrupt or an exit.
+    does, and ends with the block: COMPLETED, FAILED after an exception, CRASHED after a stop, an interrupt or an exit.
     Calls, samples, steps and the feedback behind them are recorded there. Recording doesn't wait for the disk;
     `flush` does.
 
