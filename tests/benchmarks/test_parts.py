@@ -152,10 +152,12 @@ def test_scale(results: Callable[[str], dict[str, Any]]) -> None:
 def test_launch(results: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "COUNT", 50)
     launched, read = launch.main()
-    # Which is larger depends on what else the machine does: 50 launches take 10 ms.
     assert 0 < launched.value < 1e6  # type: ignore[operator]
     assert 0 < read.value < 1e6  # type: ignore[operator]
-    assert len(results("launch")["rows"]) == 2
+    # By the best of the repeats: 50 launches take 10 ms, so other processes can turn the medians round.
+    best = [row["best µs"] for row in results("launch")["rows"]]
+    assert len(best) == 2
+    assert best[0] < best[1]
 
 
 def test_a_claim_is_met_from_its_side_and_says_why_not(capsys: pytest.CaptureFixture[str]) -> None:
